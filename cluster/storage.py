@@ -171,7 +171,10 @@ def exists(path: str) -> bool:
 
 
 def list_files(folder: str) -> Iterator[Entry]:
-    """Every file below a folder, in order of path; nothing when there is no such folder."""
+    """Every file below a folder, in order of path; nothing when there is no such folder.
+
+    Links that lead nowhere, pipes and sockets are no files: they have no content, and opening a pipe would hang.
+    """
     if is_s3(folder):
         bucket, prefix = _bucket_key(folder.rstrip("/") + "/")
         for page in _s3_client().get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix):
@@ -181,7 +184,8 @@ def list_files(folder: str) -> Iterator[Entry]:
     for here, folders, names in os.walk(folder):
         folders.sort()
         for name in sorted(names):
-            yield entry(join(here, name))
+            if os.path.isfile(path := join(here, name)):
+                yield entry(path)
 
 
 def entry(path: str) -> Entry:

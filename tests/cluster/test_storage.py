@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from pathlib import Path
 
@@ -80,3 +81,11 @@ def test_parquet_shards_round_trip(folder: str) -> None:
 def test_a_writable_folder_is_proved_by_writing(folder: str) -> None:
     storage.check_writable(f"{folder}/new")
     assert list(storage.list_files(f"{folder}/new")) == []
+
+
+def test_a_dead_link_and_a_pipe_are_no_files(tmp_path):
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "dead.txt").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "live.txt").symlink_to(tmp_path / "a.txt")
+    os.mkfifo(tmp_path / "pipe.txt")
+    assert [name for name, _ in storage.find(str(tmp_path))] == ["a.txt", "live.txt"]
