@@ -125,6 +125,9 @@ class Engine:
             zero |= {
                 "stage3_param_persistence_threshold": 10_000,
                 "stage3_prefetch_bucket_size": min(s.bucket, parameters),
+                # DeepSpeed's own limits of 10⁹ would keep all weights of a model of that size whole
+                "stage3_max_live_parameters": 2 * s.bucket,
+                "stage3_max_reuse_distance": 2 * s.bucket,
             }
         if s.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": self.ranks.device.type == "cuda"}
