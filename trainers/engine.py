@@ -39,6 +39,9 @@ class EngineSettings(Settings):
         "none", description="activation checkpointing: every block, or every second one"
     )
     compile: bool = Field(False, description="torch.compile each block (ZeRO 0 to 2)")
+    attention: Literal["auto", "sdpa", "flex", "varlen"] = Field(
+        "auto", description="kernel of packed attention; auto: flex on CUDA, sdpa with a block mask on CPU"
+    )
     bucket: int = Field(50_000_000, gt=0, description="elements per communication bucket")
 
     def check(self) -> None:

@@ -95,7 +95,7 @@ SETTINGS = Pretrain
 
 def policy(start: Start) -> Engine:
     """The trained language model of a run."""
-    packed = PackedLM(start.lm, pick_attention(start.ranks.device))
+    packed = PackedLM(start.lm, pick_attention(start.ranks.device, start.engine.attention))
     if start.recipe.peft is not None or start.recipe.prune is not None:
         from trainers.peft.tune import prepare
 
