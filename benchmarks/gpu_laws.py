@@ -27,7 +27,10 @@ from typing import Any
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
 
 SMALL = {"hidden_size": 256, "layers": 4, "heads": 4, "intermediate_size": 704}
+TINY = {"hidden_size": 64, "layers": 2, "heads": 4, "intermediate_size": 128}
+"""On CPU, where the laws are the same and only the script is tried."""
 VOCABULARY, SEQ_LEN = 4096, 512
+CPU_VOCABULARY, CPU_SEQ_LEN = 512, 64
 STEPS = 60
 MEMORY = (
     # shape, rows per forward pass, variants
@@ -40,7 +43,7 @@ MEMORY = (
 def recipe(data: str, device: str, **changes: Any) -> dict[str, Any]:
     """A run of some seconds."""
     return {
-        "data": data, "model": SMALL, "schedule": {"rate": 1e-3, "warmup": 2}, "steps": STEPS, "batch_rows": 8,
+        "data": data, "model": SMALL if device == "cuda" else TINY, "schedule": {"rate": 1e-3, "warmup": 2}, "steps": STEPS, "batch_rows": 8,
         "micro_rows": 4, "workers": 1, "device": device, "export": False, "checkpoint_every": 5, "keep": 99,
         "engine": {"zero": 1}, "objective": {"validation_rows": 8}, **changes,
     }  # fmt: skip
@@ -64,7 +67,8 @@ def packed(folder: str, device: str) -> list[tuple[str, bool, str]]:
     rows = PackedRows(folder).read(0, 4)
 
     def fresh(kind: str, dtype: torch.dtype) -> PackedLM:
-        lm = model.build(ModelSettings(**SMALL), vocab_size=VOCABULARY, seq_len=SEQ_LEN, seed=3, pad=0, eos=1)
+        shape = ModelSettings(**(SMALL if device == "cuda" else TINY))
+        lm = model.build(shape, vocab_size=VOCABULARY, seq_len=SEQ_LEN, seed=3, pad=0, eos=1)
         return PackedLM(lm.to(device=device, dtype=dtype), kind)
 
     def run(ours: PackedLM, piece: Rows) -> float:
@@ -234,7 +238,8 @@ def main() -> int:
     found: list[tuple[str, bool, str]] = []
     with tempfile.TemporaryDirectory() as out:
         data = str(Path(out, "data"))
-        bench_pretrain.write_rows(Path(data), VOCABULARY, SEQ_LEN, 400, 120)
+        size = (VOCABULARY, SEQ_LEN) if options.device == "cuda" else (CPU_VOCABULARY, CPU_SEQ_LEN)
+        bench_pretrain.write_rows(Path(data), *size, 400, size[1] // 4)
         if "packed" in laws:
             # in a process of its own, so that its GPU memory is gone afterwards
             code = f"import json, gpu_laws; print(json.dumps(gpu_laws.packed({data!r}, {options.device!r})))"

@@ -201,7 +201,7 @@ def _packed_varlen(
     _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """The same by torch's variable-length flash attention (CUDA, bf16): documents as sequences of one flat batch."""
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
 
     if attention_mask is not None or kwargs.get("cu_seq_lens_q") is None:
         raise DataError("varlen attention got no document boundaries; call the model through PackedLM")
@@ -215,8 +215,9 @@ def _packed_varlen(
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     flat = [x.transpose(1, 2).reshape(rows * length, heads, head) for x in (query, key, value)]
     starts = kwargs["cu_seq_lens_q"]
-    out = varlen_attn(*flat, starts, starts, length, length, scale=kwargs.get("scaling"), **_causal())
-    return out.view(rows, length, heads, head), None  # type: ignore[union-attr]
+    attend: Any = varlen.varlen_attn
+    out = attend(*flat, starts, starts, length, length, scale=kwargs.get("scaling"), **_causal())
+    return out.view(rows, length, heads, head), None
 
 
 def _causal() -> dict[str, Any]:

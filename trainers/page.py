@@ -53,6 +53,8 @@ def page(out: str, extra: Sequence[tuple[str, str]] = ()) -> str:
         points = thinned(_curve(trained, name))
         if points:
             plots.append(plot(name.replace("_", " "), {name: points}))
+    if _is_range(out):
+        plots.insert(0, _found_rate(trained))
     parts = [f"<h1>{html.escape(Path(out).name)}</h1>", _summary(lines, trained), *plots]
     parts += [_table(measured, names), _alarms(lines), _samples(lines)]
     parts += [f"<h2>{html.escape(heading)}</h2>{body}" for heading, body in extra]
@@ -61,6 +63,35 @@ def page(out: str, extra: Sequence[tuple[str, str]] = ()) -> str:
         parts.append(f"<h2>Recipe</h2><pre>{html.escape(yaml.safe_dump(yaml.safe_load(recipe.read_text())))}</pre>")
     head = f'<meta charset="utf-8"><title>{html.escape(Path(out).name)}</title><style>{_STYLE}</style>'
     return f'<!doctype html><html lang="en">{head}<body>{"".join(parts)}'
+
+
+def suggested_rate(trained: Sequence[dict[str, Any]]) -> float | None:
+    """A tenth of the rate at which the smoothed loss of a `range` run is lowest; None with less than 10 steps.
+
+    Smoothing: exponential, 0.9, without bias. The lowest loss lies late, where the rate is about to be too high: hence
+    the tenth, a rule of thumb. Continue a run with `schedule: {shape: range}` to find the rate for new data.
+    """
+    if len(trained) < 10:
+        return None
+    mean, best = 0.0, (math.inf, 0.0)
+    for number, line in enumerate(trained, 1):
+        mean = 0.9 * mean + 0.1 * line["loss"]
+        if number >= 5:
+            best = min(best, (mean / (1 - 0.9**number), line["rate"]))
+    return best[1] / 10
+
+
+def _is_range(out: str) -> bool:
+    recipe = Path(out, "recipe.yaml")
+    return recipe.is_file() and (yaml.safe_load(recipe.read_text()).get("schedule") or {}).get("shape") == "range"
+
+
+def _found_rate(trained: Sequence[dict[str, Any]]) -> str:
+    rate = suggested_rate(trained)
+    if rate is None:
+        return "<p>Too few steps to find a rate: 10 or more are needed.</p>"
+    drawn = plot("loss against rate", {"loss": [(line["rate"], line["loss"]) for line in trained]}, logarithmic=True)
+    return f"<p>Suggested rate: {rate:.2e}, a tenth of that with the lowest smoothed loss.</p>{drawn}"
 
 
 def plot(title: str, curves: dict[str, Line], *, logarithmic: bool = False, points: bool = False) -> str:
@@ -86,12 +117,15 @@ def plot(title: str, curves: dict[str, Line], *, logarithmic: bool = False, poin
         up = (min(y, high) - low) / (high - low)
         return f"{edge + share * (wide - edge - 12):.1f},{tall - 26 - up * (tall - 40):.1f}"
 
+    def label(y: float) -> str:
+        return f"{y:.1e}" if 0 < max(abs(low), abs(high)) < 0.01 else f"{y:.4g}"
+
     marks = []
     for i in range(5):
         y = low + (high - low) * i / 4
         height = tall - 26 - i / 4 * (tall - 40)
         marks.append(f'<line x1="{edge}" x2="{wide - 12}" y1="{height:.1f}" y2="{height:.1f}" stroke="#e4e6ea"/>')
-        marks.append(f'<text x="{edge - 6}" y="{height + 4:.1f}" text-anchor="end">{y:.4g}</text>')
+        marks.append(f'<text x="{edge - 6}" y="{height + 4:.1f}" text-anchor="end">{label(y)}</text>')
     for i in range(3):
         x = left + (right - left) * i / 2
         place = edge + i / 2 * (wide - edge - 12)
@@ -106,8 +140,8 @@ def plot(title: str, curves: dict[str, Line], *, logarithmic: bool = False, poin
             marks.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.6" points="{" ".join(places)}"/>')
         if points or len(places) <= 40:
             for place in places:
-                x, y = place.split(",")
-                marks.append(f'<circle cx="{x}" cy="{y}" r="2.6" fill="{colour}"/>')
+                left_of, top = place.split(",")
+                marks.append(f'<circle cx="{left_of}" cy="{top}" r="2.6" fill="{colour}"/>')
         legend.append(f'<span style="color:{colour}">● {html.escape(name)}</span>')
     shown = f"<div class=dim>{' '.join(legend)}</div>" if len(curves) > 1 else ""
     return (

@@ -3,7 +3,7 @@
 import json
 import re
 
-from trainers.page import page, plot, thinned, write_page
+from trainers.page import page, plot, suggested_rate, thinned, write_page
 
 
 def _run(folder):
@@ -57,3 +57,14 @@ def test_thinning_keeps_the_mean_and_the_last_step():
 
 def test_a_run_without_steps_has_a_page(tmp_path):
     assert "No step was trained" in page(str(tmp_path))
+
+
+def test_the_suggested_rate_is_a_tenth_of_the_one_before_the_loss_rises(tmp_path):
+    rates = [10 ** (-4 + step / 50) for step in range(200)]
+    lines = [{"rate": rate, "loss": 5 - 2 * min(1, rate / 0.1) + max(0, rate - 0.1)} for rate in rates]
+    assert 0.01 <= suggested_rate(lines) <= 0.03  # smoothing looks some 10 steps back, 50 a decade
+    assert suggested_rate(lines[:9]) is None
+    run = _run(tmp_path / "run")
+    assert "Suggested rate" not in page(str(run))
+    (run / "recipe.yaml").write_text("schedule: {shape: range}")
+    assert "Suggested rate: 1.00e-04" in page(str(run))
