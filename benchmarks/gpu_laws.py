@@ -43,7 +43,8 @@ MEMORY = (
 def recipe(data: str, device: str, **changes: Any) -> dict[str, Any]:
     """A run of some seconds."""
     return {
-        "data": data, "model": SMALL if device == "cuda" else TINY, "schedule": {"rate": 1e-3, "warmup": 2}, "steps": STEPS, "batch_rows": 8,
+        "data": data, "model": SMALL if device == "cuda" else TINY,
+        "schedule": {"rate": 1e-3, "warmup": 2}, "steps": STEPS, "batch_rows": 8,
         "micro_rows": 4, "workers": 1, "device": device, "export": False, "checkpoint_every": 5, "keep": 99,
         "engine": {"zero": 1}, "objective": {"validation_rows": 8}, **changes,
     }  # fmt: skip

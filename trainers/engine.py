@@ -87,6 +87,9 @@ class Engine:
         model.to(device=ranks.device, dtype=self.dtype)
         recompute(model, settings.recompute)
         if settings.compile:
+            # one worker trains many shapes in a sweep, each with and without gradients; past the limit of 8, blocks
+            # would silently run uncompiled
+            torch._dynamo.config.recompile_limit = 128
             for block in model.lm.get_decoder().layers:  # type: ignore[union-attr, operator]
                 block.compile(dynamic=False)
         optimizer = torch.optim.AdamW(

@@ -98,6 +98,10 @@ def train(
                     ) from error
                 _clear_unfinished(folder)
                 show.say(f"{error}; restart {restarts} of {recipe.max_restarts} from the last checkpoint")
+                left = _devices(recipe) if recipe.workers == "auto" and device == "cuda" else (device, world)
+                if left[0] == device and left[1] < world:  # a node went with its GPUs: the same rows on those left
+                    show.say(f"{world - left[1]} of {world} GPUs are gone; going on with {left[1]}")
+                    world = left[1]
     report = _report(folder, results[0], time.monotonic() - started, restarts)
     write_page(folder)
     return report
