@@ -84,9 +84,7 @@ def run_engine(data: str, shape: str, variant: str, steps: int, device: str) -> 
         )  # fmt: skip
         seconds = [line["seconds"] for line in read_metrics(out) if "seconds" in line]
         waited = [line["wait_share"] for line in read_metrics(out) if "seconds" in line]
-        expected = next(
-            (line["memory_expected_gib"] for line in read_metrics(out) if "memory_expected_gib" in line), None
-        )
+        (expected,) = [line["memory_expected_gib"] for line in read_metrics(out) if "memory_expected_gib" in line]
     return {
         "seconds": seconds,
         "peak_memory": report.peak_memory,
@@ -232,9 +230,7 @@ def main() -> None:
 
         name = torch.cuda.get_device_name()
     lines = [f"Device: {name}. Steps {options.steps} per round, the second half counts; {options.rounds} rounds.", ""]
-    lines += [
-        "| shape | variant | tokens/s | of plain | MFU | peak memory | estimated before | data wait | last loss |"
-    ]
+    lines += ["| shape | variant | tokens/s | of plain | MFU | peak memory | expected | data wait | last loss |"]
     lines += ["|---|---|---|---|---|---|---|---|---|"]
     for shape in options.shapes.split(","):
         found: dict[str, list[dict]] = {}
@@ -262,11 +258,10 @@ def main() -> None:
             speed = statistics.median(r["tokens_per_second"] for r in results)
             mfu = f"{statistics.median(r['mfu'] for r in results):.1%}" if results[0]["mfu"] else "–"
             memory = f"{results[0]['peak_memory'] / 2**30:.1f} GiB" if results[0]["peak_memory"] else "–"
+            expected = f"{results[0]['expected_gib']:.1f} GiB" if results[0].get("expected_gib") else "–"
             ratio = f"{speed / plain:.2f}" if plain else "–"
-            expected = results[0].get("expected_gib")
-            estimate = f"{expected:.1f} GiB" if expected else "–"
             lines.append(
-                f"| {shape} | {variant} | {speed:,.0f} | {ratio} | {mfu} | {memory} | {estimate} | "
+                f"| {shape} | {variant} | {speed:,.0f} | {ratio} | {mfu} | {memory} | {expected} | "
                 f"{results[0]['wait_share']:.1%} | {results[0]['last_loss']:.3f} |"
             )
     print("\n".join(lines))

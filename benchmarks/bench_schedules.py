@@ -2,6 +2,11 @@
 
     python benchmarks/bench_schedules.py --old runs/a/packed --new runs/b/packed --steps 400 --out runs/claims
 
+On one GPU, 16 runs of 4M tokens each, a worker that stays, nothing compiled:
+
+    python benchmarks/bench_schedules.py --old runs/docs/packed --new runs/code/packed --steps 120 --out runs/claims \
+        --model "{hidden_size: 256, layers: 4, heads: 4}" --set batch_rows=16 --set micro_rows=16 --set keep=1
+
 1. The length of the warmup does not change where a run ends.
 2. A higher rate in pretraining helps the downstream task: runs at several rates, each continued on the new data.
 3. Re-warming a decayed model is worse than going on from the corner, before the decay.
@@ -59,7 +64,8 @@ def main() -> None:
         lines = ["## 1. Warmup", "", "| warmup steps | old data | new data |", "|---|---|---|"]
         for share in (0, 100, 20, 5):
             warmup = max(1, options.steps // share) if share else 0
-            name = first(f"warmup-{warmup}", warmup=warmup)
+            # the run with the usual warmup is also the second table's
+            name = first(f"rate-{options.rate:g}" if share == 20 else f"warmup-{warmup}", warmup=warmup)
             lines.append(f"| {warmup} | {study.cell(name, 'old')} | {study.cell(name, 'new')} |")
         lines += ["", "## 2. Rate", "", "| rate | old data, first run | new data, first run | new data, continued |"]
         lines += ["|---|---|---|---|"]

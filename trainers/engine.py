@@ -39,6 +39,9 @@ class EngineSettings(Settings):
         "none", description="activation checkpointing: every block, or every second one"
     )
     compile: bool = Field(False, description="torch.compile each block (ZeRO 0 to 2)")
+    attention: Literal["auto", "sdpa", "flex", "varlen"] = Field(
+        "auto", description="kernel of packed attention; auto: flex on CUDA, sdpa with a block mask on CPU"
+    )
     bucket: int = Field(50_000_000, gt=0, description="elements per communication bucket")
 
     def check(self) -> None:
@@ -84,6 +87,9 @@ class Engine:
         model.to(device=ranks.device, dtype=self.dtype)
         recompute(model, settings.recompute)
         if settings.compile:
+            # one worker trains many shapes in a sweep, each with and without gradients; past the limit of 8, blocks
+            # would silently run uncompiled
+            torch._dynamo.config.recompile_limit = 128
             for block in model.lm.get_decoder().layers:  # type: ignore[union-attr, operator]
                 block.compile(dynamic=False)
         optimizer = torch.optim.AdamW(
@@ -125,6 +131,9 @@ class Engine:
             zero |= {
                 "stage3_param_persistence_threshold": 10_000,
                 "stage3_prefetch_bucket_size": min(s.bucket, parameters),
+                # DeepSpeed's own limits of 10⁹ would keep all weights of a model of that size whole
+                "stage3_max_live_parameters": 2 * s.bucket,
+                "stage3_max_reuse_distance": 2 * s.bucket,
             }
         if s.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": self.ranks.device.type == "cuda"}

@@ -12,6 +12,9 @@ class Estimate:
 
     weights: float
     gradients: float
+    """All of them, at the end of a backward pass."""
+    held: float
+    """Those that are there already when it begins: the sums of the micro-batches before, or a fixed buffer."""
     optimizer: float
     """AdamW's moments and the float32 master weights."""
     activations: float
@@ -20,7 +23,8 @@ class Estimate:
 
     @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations + self.loss
+        """Activations go while gradients come, so the peak is at one end of the backward pass."""
+        return self.weights + self.optimizer + max(self.held + self.activations + self.loss, self.gradients)
 
 
 def estimate(
@@ -37,23 +41,30 @@ def estimate(
     bf16: bool,
     recompute: Literal["none", "full", "selective"] = "none",
     compiled: bool = False,
+    accumulates: bool = False,
+    live: int = 100_000_000,
     loss_chunk: int = 4096,
     offload_optimizer: bool = False,
     offload_weights: bool = False,
 ) -> Estimate:
     """Peak bytes per device for `tokens` positions per forward pass; `kv` is the width of all key heads together.
 
+    `accumulates`: an optimiser step has several micro-batches. `live`: weights that ZeRO 3 keeps whole at most.
+
     States, per weight: bf16 with ZeRO 0 trains float32 weights under autocast (4 + 2 for the cast copies, gradient 4,
     moments 8); with ZeRO 1 to 3 weights 2, master and moments 12 / world, gradient 2 for the one in flight and 4
     for the float32 sum (4 / world from ZeRO 2 on). float32: weights 4, gradients 4, moments 8, and a second copy as
-    master from ZeRO 1 on. ZeRO 3 divides the weights too, one block at a time is whole.
+    master from ZeRO 1 on. ZeRO 3 divides the weights too. Gradients of the step before are gone when a step begins.
 
-    Activations, bytes per token and block in bf16, from what autograd keeps: 26 h + 8 kv + 8 f; compiled 14 h + 6 kv +
-    6 f, because cheap operations are computed again. With full recomputation 2 h, and one whole block.
+    Activations, bytes per token and block in bf16, from what autograd keeps (counted by saved-tensor hooks on a
+    transformers Llama): 20 h + 4 kv + 8 f, under autocast 30 h + 4 kv + 8 f; compiled 14 h + 6 kv + 6 f, because cheap
+    operations are computed again. With full recomputation 2 h, and one whole block.
     """
     share = 1.0 / world
     wide = 2.0 if bf16 else 4.0
-    block: float = (26 * hidden + 8 * kv + 8 * ffn) if not compiled else (14 * hidden + 6 * kv + 6 * ffn)
+    block: float = (30 if bf16 and zero == 0 else 20) * hidden + 4 * kv + 8 * ffn
+    if compiled:
+        block = 14 * hidden + 6 * kv + 6 * ffn
     block *= tokens * wide / 2
     kept = {"none": layers * block, "full": layers * wide * hidden * tokens + block}
     kept["selective"] = (layers // 2) * (block + wide * hidden * tokens) + block
@@ -67,11 +78,12 @@ def estimate(
             gradients = 4.0 * parameters * share + wide * parameters / layers
         optimizer = 12.0 * parameters * share
         if zero == 3:
-            weights = wide * parameters * (share + 1.0 / layers)
+            weights = wide * (parameters * share + min(live, parameters))
     if offload_optimizer:
         optimizer = 0.0
     if offload_weights:
-        weights = wide * parameters / layers
+        weights = wide * min(live, parameters)
+    held = 4.0 * parameters * (share if zero >= 2 else 1.0) if accumulates or zero == 3 else 0.0
     chunk = min(loss_chunk, tokens)
     head = 4.0 * vocabulary * hidden + chunk * vocabulary * (wide + 4.0) + wide * tokens * hidden
-    return Estimate(weights, gradients, optimizer, kept[recompute], head)
+    return Estimate(weights, gradients, held, optimizer, kept[recompute], head)

@@ -24,7 +24,7 @@ from cluster.errors import DataError, RecipeError
 from cluster.settings import Settings
 from trainers import cross_entropy
 
-Attention = Literal["sdpa", "flex"]
+Attention = Literal["sdpa", "flex", "varlen"]
 
 
 class ModelSettings(Settings):
@@ -197,6 +197,54 @@ def _packed_flex(
     return out.transpose(1, 2), None
 
 
+def _packed_varlen(
+    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+) -> tuple[Tensor, None]:
+    """The same by torch's variable-length flash attention (CUDA, bf16): documents as sequences of one flat batch."""
+    from torch.nn.attention import varlen
+
+    if attention_mask is not None or kwargs.get("cu_seq_lens_q") is None:
+        raise DataError("varlen attention got no document boundaries; call the model through PackedLM")
+    if kwargs.get("use_cache") or kwargs.get("position_ids") is None:
+        _guard(None, kwargs)
+    if getattr(_module, "prefix", None) is not None:
+        raise RecipeError("engine: attention: varlen cannot put a prefix before every document; use flex")
+    rows, heads, length, head = query.shape
+    groups = heads // key.shape[1]
+    if groups > 1:
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    flat = [x.transpose(1, 2).reshape(rows * length, heads, head) for x in (query, key, value)]
+    starts = kwargs["cu_seq_lens_q"]
+    attend: Any = varlen.varlen_attn
+    out = attend(*flat, starts, starts, length, length, scale=kwargs.get("scaling"), **_causal())
+    return out.view(rows, length, heads, head), None
+
+
+def _causal() -> dict[str, Any]:
+    """How this torch's varlen_attn is told to look back only: a window since 2.11, a flag before."""
+    import inspect
+
+    from torch.nn.attention.varlen import varlen_attn
+
+    names = inspect.signature(varlen_attn).parameters
+    return {"window_size": (-1, 0)} if "window_size" in names else {"is_causal": True}
+
+
+def document_starts(doc_index: Tensor) -> Tensor:
+    """doc_index [rows, seq_len] → int32 [n + 1], where documents begin among rows · seq_len positions, and the end.
+
+    Filled up with empty documents to a power of two (64 at least): compiled blocks then see few shapes.
+    """
+    rows, length = doc_index.shape
+    new = torch.ones_like(doc_index, dtype=torch.bool)
+    new[:, 1:] = doc_index[:, 1:] != doc_index[:, :-1]
+    starts = new.reshape(-1).nonzero().squeeze(1).to(torch.int32)
+    size = max(64, 1 << (len(starts) - 1).bit_length()) + 1
+    filled = starts.new_full((size,), rows * length)
+    filled[: len(starts)] = starts
+    return filled
+
+
 _flex: dict[str, Any] = {}
 
 
@@ -218,6 +266,7 @@ class PackedLM(nn.Module):
 
         AttentionInterface.register("corpusmill_sdpa", _packed_sdpa)
         AttentionInterface.register("corpusmill_flex", _packed_flex)
+        AttentionInterface.register("corpusmill_varlen", _packed_varlen)
         self.lm = lm
         self.attention, self.loss_chunk = attention, loss_chunk
         self.tuning: Any = None
@@ -242,8 +291,13 @@ class PackedLM(nn.Module):
         if position_ids is None or doc_index is None:
             raise DataError("packed rows need position_ids and doc_index: without them documents see each other")
         lm: Any = self.lm
-        inputs = {"input_ids": input_ids, "position_ids": position_ids}
-        if self.tuning is None:
+        inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
+        if self.attention == "varlen":
+            if self.tuning is not None:
+                raise RecipeError("engine: attention: varlen does not go with a tuning method; use flex or sdpa")
+            starts, length = document_starts(doc_index), input_ids.shape[1]
+            inputs |= {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": length, "max_length_k": length}
+        elif self.tuning is None:
             inputs["attention_mask"] = documents_mask(doc_index, self.attention)
         else:
             inputs = self.tuning.arguments(self, inputs, doc_index, targets, parts)
@@ -258,8 +312,17 @@ class PackedLM(nn.Module):
         return cross_entropy.token_losses(flat, head.weight, goals, self.loss_chunk).reshape(targets.shape)
 
 
-def pick_attention(device: torch.device) -> Attention:
-    """flex on CUDA, SDPA with a block-diagonal mask on CPU (flex has no CPU backward)."""
+def pick_attention(device: torch.device, wanted: Literal["auto"] | Attention = "auto") -> Attention:
+    """What is wanted; else flex on CUDA, SDPA with a block-diagonal mask on CPU (flex has no CPU backward).
+
+    Raises RecipeError for kernels that this device lacks.
+    """
+    if wanted == "varlen" and device.type != "cuda":
+        raise RecipeError("engine: attention: varlen is flash attention, which only CUDA has; use auto or sdpa")
+    if wanted == "flex" and device.type != "cuda":
+        raise RecipeError("engine: attention: flex has no backward pass on CPU; use auto or sdpa")
+    if wanted != "auto":
+        return wanted
     return "flex" if device.type == "cuda" else "sdpa"
 
 

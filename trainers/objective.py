@@ -45,7 +45,7 @@ class Objective(Protocol):
         """Per trained role, its loss on one micro-batch."""
         ...
 
-    def evaluate(self, roles: Mapping[str, Role]) -> dict[str, float]:
+    def evaluate(self, roles: Mapping[str, Role]) -> dict[str, Any]:
         """Held-out figures by name, the same on every rank. A collective."""
         ...
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from cluster.settings import Settings
 from trainers.batch import Batch, PackedRows, StepRows
 from trainers.engine import Engine
-from trainers.evaluate import few_shot
+from trainers.evaluate import few_shot, samples
 from trainers.evaluate.held_out import HeldOut, measure_all
 from trainers.model import PackedLM, pick_attention
 from trainers.objective import Loss, Objective, Start
@@ -27,6 +27,8 @@ class Pretrain(Settings):
     )
     tasks: tuple[str, ...] = Field((), description="few-shot task files (JSONL) to evaluate on by log-likelihood")
     shots: int = Field(0, ge=0, description="solved examples in front of every item of a task")
+    prompts: tuple[str, ...] = Field((), description="prompts that are continued at every evaluation, for the report")
+    prompt_tokens: int = Field(48, gt=0, description="tokens of each continuation")
     task_items: int = Field(200, ge=0, description="items per task and evaluation; 0: all of them")
 
 
@@ -48,7 +50,7 @@ class PretrainObjective:
         self.loader = start.loader()
         self.settings, self.ranks = settings, ranks
         self.tasks = [few_shot.read_task(path, settings.task_items) for path in settings.tasks]
-        if self.tasks:
+        if self.tasks or settings.prompts:
             from transformers import AutoTokenizer
 
             self.tokenizer: Any = AutoTokenizer.from_pretrained(data.tokenizer)
@@ -68,9 +70,9 @@ class PretrainObjective:
     def loss(self, roles: Mapping[str, Role], batch: Batch) -> dict[str, Loss]:
         return {"policy": next_token_loss(roles["policy"](batch, "loss"), batch)}
 
-    def evaluate(self, roles: Mapping[str, Role]) -> dict[str, float]:
-        """Loss and bits per byte of the data set's own held-out split and of the named ones; few-shot tasks."""
-        figures = measure_all(self.held_out, roles["policy"])
+    def evaluate(self, roles: Mapping[str, Role]) -> dict[str, Any]:
+        """Loss and bits per byte of the data set's own held-out split and of the named ones; tasks; samples."""
+        figures: dict[str, Any] = {**measure_all(self.held_out, roles["policy"])}
         if self.tasks:
             figures |= few_shot.measure(
                 roles["policy"],
@@ -80,6 +82,15 @@ class PretrainObjective:
                 seq_len=self.loader.data.seq_len,
                 micro_rows=self.loader.micro_rows,
                 ranks=self.ranks,
+            )
+        if self.settings.prompts:
+            figures["samples"] = samples.continued(
+                roles["policy"],
+                self.tokenizer,
+                self.settings.prompts,
+                tokens=self.settings.prompt_tokens,
+                micro_rows=self.loader.micro_rows,
+                seq_len=self.loader.data.seq_len,
             )
         return figures
 
@@ -95,7 +106,7 @@ SETTINGS = Pretrain
 
 def policy(start: Start) -> Engine:
     """The trained language model of a run."""
-    packed = PackedLM(start.lm, pick_attention(start.ranks.device))
+    packed = PackedLM(start.lm, pick_attention(start.ranks.device, start.engine.attention))
     if start.recipe.peft is not None or start.recipe.prune is not None:
         from trainers.peft.tune import prepare
 

@@ -14,8 +14,10 @@ from cluster.settings import Settings
 class Schedule(Settings):
     """Warmup, then a shape. Shares are of all steps of the run; a whole number of 1 or more counts steps."""
 
-    shape: Literal["wsd", "cosine", "linear", "inverse_sqrt", "constant"] = Field(
-        "wsd", description="wsd: stable rate, then decay at the end (trapezoid; Hu et al. 2024, MiniCPM)"
+    shape: Literal["wsd", "cosine", "linear", "inverse_sqrt", "constant", "range"] = Field(
+        "wsd",
+        description="wsd: stable rate, then decay at the end (trapezoid; Hu et al. 2024, MiniCPM); range: the "
+        "rate rises from final (or 1/1000) to rate, to find a good one: see the run's report",
     )
     rate: float = Field(3e-3, gt=0, description="peak learning rate")
     warmup: float = Field(0.02, ge=0, description="linear warmup from 0: share of the run, or steps if >= 1")
@@ -47,8 +49,11 @@ class Schedule(Settings):
         Warmup: rate · (step + 1) / warmup. wsd: rate until the corner, then
         rate · (final + (1 − final) · d(x)), x = (step + 1 − corner) / (steps − corner), d = 1 − x, 1 − √x or
         (1 + cos πx) / 2. cosine and linear: the same with the corner at the end of warmup. inverse_sqrt:
-        rate · √(warmup / (step + 1)) (Vaswani et al. 2017).
+        rate · √(warmup / (step + 1)) (Vaswani et al. 2017). range: rate · final^(1 − step / (steps − 1)), without
+        warmup, final = 1/1000 where it is 0 (Smith 2017).
         """
+        if self.shape == "range":
+            return self.rate * float((self.final or 1e-3) ** (1 - step / max(1, steps - 1)))
         warmup = self.warmup_steps(steps)
         if step < warmup:
             return self.rate * (step + 1) / warmup

@@ -32,6 +32,8 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
     """Train one rank to the end of the recipe. Returns its results as plain values."""
     recipe = from_mapping(raw)
     worker.beat.at("build", 0)
+    if ranks.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(ranks.device)  # this process may have trained another run before
     old = origin(recipe)
     data = open_data(recipe, old[0] if old else None)
     schedule = make(Schedule, recipe.schedule, "schedule")
@@ -75,7 +77,12 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
     log = worker.log = Log(out, place.step) if ranks.rank == 0 else None
     if log:
         expected = expected_memory(
-            lm, engine_settings, recipe.micro_rows * data.seq_len, ranks, trained["policy"].dtype
+            lm,
+            engine_settings,
+            recipe.micro_rows * data.seq_len,
+            ranks,
+            trained["policy"].dtype,
+            accumulates=recipe.batch_rows > recipe.micro_rows * ranks.world,
         )
         share = trained["policy"].trained_parameters() / parameters
         log.write({"step": place.step, "memory_expected_gib": expected.total / 2**30, "trained_share": share})
@@ -230,7 +237,9 @@ def write_tuned(
     return path
 
 
-def expected_memory(lm: Any, settings: EngineSettings, tokens: int, ranks: Ranks, dtype: torch.dtype) -> Estimate:
+def expected_memory(
+    lm: Any, settings: EngineSettings, tokens: int, ranks: Ranks, dtype: torch.dtype, *, accumulates: bool
+) -> Estimate:
     """The estimate for a built model."""
     config = lm.config
     return estimate(
@@ -246,6 +255,8 @@ def expected_memory(lm: Any, settings: EngineSettings, tokens: int, ranks: Ranks
         bf16=dtype == torch.bfloat16 or (settings.precision != "fp32" and ranks.device.type == "cuda"),
         recompute=settings.recompute,
         compiled=settings.compile,
+        accumulates=accumulates,
+        live=2 * settings.bucket,
         offload_optimizer=settings.offload_optimizer,
         offload_weights=settings.offload_weights,
     )

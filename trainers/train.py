@@ -14,6 +14,7 @@ from cluster import ray as cluster_ray
 from cluster import storage
 from cluster.errors import RecipeError, RunError
 from pipeline.schema import DATASET_FILE
+from trainers.page import write_page
 from trainers.recipe import TrainRecipe, from_mapping, write
 
 if TYPE_CHECKING:
@@ -97,7 +98,13 @@ def train(
                     ) from error
                 _clear_unfinished(folder)
                 show.say(f"{error}; restart {restarts} of {recipe.max_restarts} from the last checkpoint")
-    return _report(folder, results[0], time.monotonic() - started, restarts)
+                left = _devices(recipe) if recipe.workers == "auto" and device == "cuda" else (device, world)
+                if left[0] == device and left[1] < world:  # a node went with its GPUs: the same rows on those left
+                    show.say(f"{world - left[1]} of {world} GPUs are gone; going on with {left[1]}")
+                    world = left[1]
+    report = _report(folder, results[0], time.monotonic() - started, restarts)
+    write_page(folder)
+    return report
 
 
 def _attempt(
@@ -219,7 +226,9 @@ class _Progress:
             self.say(f"step {step:>6}  ALARM: {line['alarm']}; rows {line['rows'][0]} to {line['rows'][1] - 1}")
             return
         if "loss" not in line:
-            figures = ", ".join(f"{name} {value:.4f}" for name, value in line.items() if name != "step")
+            figures = ", ".join(
+                f"{name} {value:.4f}" for name, value in line.items() if name not in ("step", "samples")
+            )
             self.say(f"step {step:>6}  {figures}")
             return
         text = f"loss {line['loss']:.4f}  rate {line['rate']:.2e}  {line['tokens_per_second']:,.0f} tokens/s"

@@ -203,3 +203,18 @@ def test_flex_blocks_compile_once_for_all_masks_and_agree_with_sdpa():
         inputs = (batch.input_ids, batch.position_ids, batch.doc_index, batch.targets)
         with torch.no_grad(), torch.compiler.set_stance("default" if seed == 0 else "fail_on_recompile"):
             torch.testing.assert_close(ours["flex"](*inputs), ours["sdpa"](*inputs), rtol=1e-5, atol=1e-3)
+
+
+def test_document_starts_are_where_the_index_changes_and_rows_begin():
+    index = torch.tensor([[0, 0, 1, 1], [0, 1, 2, 2]])
+    starts = model.document_starts(index)
+    assert starts.tolist() == [0, 2, 4, 5, 6] + [8] * 60
+    many = torch.arange(100)[None]
+    assert model.document_starts(many).tolist() == list(range(100)) + [100] * 29
+
+
+def test_kernels_that_a_device_lacks_are_refused():
+    for wanted in ("varlen", "flex"):
+        with pytest.raises(RecipeError, match=f"attention: {wanted}"):
+            model.pick_attention(torch.device("cpu"), wanted)
+    assert model.pick_attention(torch.device("cpu")) == "sdpa"

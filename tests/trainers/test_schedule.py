@@ -47,3 +47,10 @@ def test_after_the_warmup_no_schedule_rises(shape, decay_shape, warmup, steps):
 def test_a_warmup_longer_than_the_run_is_refused():
     with pytest.raises(RecipeError, match="warmup of 50 steps in a run of 20"):
         Schedule(warmup=50).check(20)
+
+
+def test_a_range_rises_evenly_in_the_logarithm():
+    schedule = Schedule(shape="range", rate=1.0, warmup=0.5)
+    rates = [schedule.at(step, 31) for step in range(31)]
+    assert (rates[0], rates[10], rates[20], rates[30]) == pytest.approx((1e-3, 1e-2, 1e-1, 1.0))
+    assert schedule.corner(31) == 31

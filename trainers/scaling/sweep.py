@@ -17,7 +17,9 @@ from pydantic import Field
 
 from cluster.errors import RecipeError
 from cluster.settings import Settings, assign, make, read_yaml
+from trainers.page import plot
 from trainers.recipe import TrainRecipe, from_mapping
+from trainers.scaling.law import Law
 from trainers.train import TrainReport, train
 from trainers.workers import Crew
 
@@ -33,7 +35,12 @@ class Sweep(Settings):
     steps: list[int] = Field(min_length=2, description="lengths in optimiser steps, the same for every size")
     decay: float = Field(0.2, gt=0, lt=1, description="share of each length that is decay")
     rates: list[float] | None = Field(None, description="peak rate per size; None: the base recipe's for all")
-    predict: dict[str, Any] | None = Field(None, description="larger run: {model: {…}, steps: n, rate: r}")
+    predict: dict[str, Any] | None = Field(
+        None, description="larger run: {model: {…}, steps: n, rate: r, recipe: {further fields of its recipe}}"
+    )
+    fitted: str | None = Field(
+        None, description="sweep.json of a sweep that was done before: its law is used and only the larger run trained"
+    )
     samples: int = Field(200, gt=0, description="bootstrap samples of the fit")
 
     def check(self) -> None:
@@ -93,27 +100,82 @@ class Runner:
 def _sweep(settings: Sweep, out: str, runner: Runner) -> dict[str, Any]:
     from trainers.scaling import command
 
-    points = []
-    for number, shape in enumerate(settings.models):
-        rate = settings.rates[number] if settings.rates else None
-        points += _size(settings, shape, rate, sorted(settings.steps), os.path.join(out, f"size-{number}"), runner)
-    table = os.path.join(out, "runs.jsonl")
-    Path(table).write_text("".join(json.dumps(asdict(point)) + "\n" for point in points))
-    fitted = command.fit_law(table, samples=settings.samples)
+    if settings.fitted:
+        before = json.loads(Path(settings.fitted).read_text())
+        fitted, points = before["fit"], [Point(**point) for point in before["points"]]
+    else:
+        points = []
+        for number, shape in enumerate(settings.models):
+            rate = settings.rates[number] if settings.rates else None
+            points += _size(settings, shape, rate, sorted(settings.steps), os.path.join(out, f"size-{number}"), runner)
+        table = os.path.join(out, "runs.jsonl")
+        Path(table).write_text("".join(json.dumps(asdict(point)) + "\n" for point in points))
+        fitted = command.fit_law(table, samples=settings.samples)
     result: dict[str, Any] = {"fit": fitted, "points": [asdict(point) for point in points]}
     if settings.predict:
-        large = settings.predict
-        folder = os.path.join(out, "predicted")
-        (point,) = _size(settings, large["model"], large.get("rate"), [int(large["steps"])], folder, runner)
+        point = _larger(settings, settings.predict, os.path.join(out, "predicted"), runner)
         plan = command.plan(fitted, parameters=point.parameters, tokens=point.tokens)
         result |= {
             "predicted": plan["loss"],
             "interval": plan["intervals"]["loss"],
             "measured": point.loss,
             "error": plan["loss"] / point.loss - 1,
+            "larger": asdict(point),
         }
     Path(out, "sweep.json").write_text(json.dumps(result, indent=1) + "\n")
+    Path(out, "report.html").write_text(_page(result), encoding="utf-8")
     return result
+
+
+def _larger(settings: Sweep, large: Mapping[str, Any], out: str, runner: Runner) -> Point:
+    """The predicted run, in one piece: with the same warmup, stable rate and decay it equals trunk and branch."""
+    length = int(large["steps"])
+    schedule = {**settings.base.get("schedule", {}), "shape": "wsd", "decay": max(1, round(length * settings.decay))}
+    if large.get("rate") is not None:
+        schedule["rate"] = large["rate"]
+    warmup = schedule.get("warmup", 0.02)
+    schedule["warmup"] = max(1, round(warmup * length)) if 0 < warmup < 1 else warmup
+    further = dict(large.get("recipe", {}))
+    further["objective"] = {**settings.base.get("objective", {}), **further.get("objective", {})}
+    fields = {**settings.base, "export": False, **further, "model": large["model"], "steps": length}
+    report = _finished(from_mapping({**fields, "schedule": schedule}, "sweep.predict"), out, runner)
+    return Point(report.parameters, report.tokens, _last(report), out)
+
+
+def _last(report: TrainReport) -> float:
+    """Held-out loss at the end; the training loss where nothing is held out."""
+    return report.validation[max(report.validation)] if report.validation else report.last_loss
+
+
+def _page(result: Mapping[str, Any]) -> str:
+    """The sweep's runs and its law, and the larger run's predicted and measured loss, as one static page."""
+    law = Law(**result["fit"]["law"])
+    curves: dict[str, list[tuple[float, float]]] = {}
+    rows = []
+    larger = [result["larger"]] if "larger" in result else []
+    for point in [*result["points"], *larger]:
+        n, d, loss = point["parameters"], point["tokens"], point["loss"]
+        curves.setdefault(f"{n / 1e6:.0f}M", []).append((d, loss))
+        said = float(law.loss(n, d))
+        rows.append(f"<tr><td>{n:,}<td>{d:,}<td>{loss:.4f}<td>{said:.4f}<td>{said / loss - 1:+.2%}")
+    spread = result["fit"]["intervals"]
+    coefficients = [
+        f"<tr><td>{name}<td>{value:.5g}<td>{spread[name][0]:.5g} to {spread[name][1]:.5g}"
+        for name, value in result["fit"]["law"].items()
+    ]
+    told = ""
+    if larger:
+        low, high = result["interval"]
+        told = (
+            f"<p>Predicted {result['predicted']:.4f} ({low:.4f} to {high:.4f}), measured {result['measured']:.4f}: "
+            f"off by {result['error']:+.2%}.</p>"
+        )
+    style = "body{font:15px/1.5 sans-serif;max-width:1040px;margin:2em auto}td,th{padding:.2em .8em;text-align:right}"
+    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>scaling sweep</title><style>{style}</style>'
+    runs = f"<table><tr><th>parameters<th>tokens<th>held-out loss<th>law<th>off{''.join(rows)}</table>"
+    fitted = f"<table><tr><th>coefficient<th>value<th>95 %{''.join(coefficients)}</table>"
+    shown = plot("held-out loss against tokens", curves, logarithmic=True)
+    return f"{head}<h1>Scaling sweep</h1>{told}{shown}<h2>Runs</h2>{runs}<h2>L = E + A/N^α + B/D^β</h2>{fitted}"
 
 
 def _size(
@@ -148,8 +210,7 @@ def _size(
         )
         branch = os.path.join(out, f"decay-{length:08d}")
         report = _finished(decay, branch, runner)
-        loss = report.validation[max(report.validation)] if report.validation else report.last_loss
-        points.append(Point(report.parameters, report.tokens, loss, branch))
+        points.append(Point(report.parameters, report.tokens, _last(report), branch))
     return points
 
 

@@ -45,6 +45,15 @@ def test_a_finished_sweep_is_read_back(swept, settings):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")} == trained
 
 
+def test_a_law_of_before_is_enough_for_the_larger_run(swept, settings, tmp_path):
+    out, result = swept
+    again = sweep(settings.model_copy(update={"fitted": str(out / "sweep.json")}), str(tmp_path))
+    assert again["predicted"] == result["predicted"]
+    assert again["measured"] == result["measured"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["predicted", "report.html", "sweep.json"]
+    assert f"measured {result['measured']:.4f}" in (tmp_path / "report.html").read_text()
+
+
 def test_a_branch_is_the_run_of_its_length(swept, settings, recipe, crew, tmp_path):
     """Trunk plus decay gives the losses of one run with the same warmup, stable rate and decay, bit by bit."""
     changes = {"model": settings.models[0], "steps": 20, "micro_rows": 6, "export": False}

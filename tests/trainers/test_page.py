@@ -1,0 +1,70 @@
+"""The page of a training run."""
+
+import json
+import re
+
+from trainers.page import page, plot, suggested_rate, thinned, write_page
+
+
+def _run(folder):
+    folder.mkdir()
+    lines = [{"step": 0, "memory_expected_gib": 12.4}]
+    for step in range(1, 1001):
+        lines.append({"step": step, "loss": 3 + 5 / step, "rate": 1e-3, "seconds": 0.5, "tokens": 1000 * step})
+        if step % 250 == 0:
+            lines.append({"step": step, "validation": 3.1 + 5 / step, "validation_bpb": 1.2, "validation_code": 2.5})
+            lines[-1]["samples"] = [{"prompt": "The <b>cat", "text": f" sat at {step} & more"}]
+    lines.append({"step": 900, "alarm": "loss 9 is 7.0 deviations above", "rows": [10, 20]})
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def test_the_page_shows_curves_figures_alarms_and_samples_and_escapes_text(tmp_path):
+    text = page(str(_run(tmp_path / "run")))
+    for said in (
+        "loss (nats per token)",
+        "bits per byte",
+        "validation_code",
+        "12.4 GiB",
+        "10 to 19",
+        "1,000,000 tokens",
+    ):
+        assert said in text
+    assert "The &lt;b&gt;cat" in text
+    assert "<b>cat" not in text
+    assert [f"sat at {step}" in text for step in (250, 500, 750, 1000)] == [True, False, True, True]
+    assert "<script" not in text
+    assert len(text) < 100_000
+    assert write_page(str(tmp_path / "run")) == str(tmp_path / "run" / "report.html")
+
+
+def test_every_point_of_a_plot_lies_inside_it():
+    drawn = plot("x", {"a": [(1, 500.0), (10, 2.0), (1000, 1.0), (2000, float("nan"))]}, logarithmic=True)
+    places = [tuple(map(float, at.split(","))) for at in re.search(r'points="([^"]+)"', drawn)[1].split()]
+    assert len(places) == 3
+    assert all(0 <= x <= 470 and 0 <= y <= 250 for x, y in places)
+    assert places == sorted(places)
+
+
+def test_thinning_keeps_the_mean_and_the_last_step():
+    line = [(step, float(step)) for step in range(1, 1001)]
+    few = thinned(line, 100)
+    assert len(few) == 100
+    assert few[-1][0] == 1000
+    assert sum(y for _, y in few) / 100 == sum(y for _, y in line) / 1000
+    assert thinned(line[:50], 100) == line[:50]
+
+
+def test_a_run_without_steps_has_a_page(tmp_path):
+    assert "No step was trained" in page(str(tmp_path))
+
+
+def test_the_suggested_rate_is_a_tenth_of_the_one_before_the_loss_rises(tmp_path):
+    rates = [10 ** (-4 + step / 50) for step in range(200)]
+    lines = [{"rate": rate, "loss": 5 - 2 * min(1, rate / 0.1) + max(0, rate - 0.1)} for rate in rates]
+    assert 0.01 <= suggested_rate(lines) <= 0.03  # smoothing looks some 10 steps back, 50 a decade
+    assert suggested_rate(lines[:9]) is None
+    run = _run(tmp_path / "run")
+    assert "Suggested rate" not in page(str(run))
+    (run / "recipe.yaml").write_text("schedule: {shape: range}")
+    assert "Suggested rate: 1.00e-04" in page(str(run))
