@@ -32,6 +32,8 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
     """Train one rank to the end of the recipe. Returns its results as plain values."""
     recipe = from_mapping(raw)
     worker.beat.at("build", 0)
+    if ranks.device.type == "cuda":  # workers may stay for several runs
+        torch.cuda.reset_peak_memory_stats(ranks.device)
     old = origin(recipe)
     data = open_data(recipe, old[0] if old else None)
     schedule = make(Schedule, recipe.schedule, "schedule")
