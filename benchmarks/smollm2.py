@@ -69,7 +69,7 @@ def prepare(options: argparse.Namespace) -> None:
     raw = out / "alpaca.jsonl"
     with raw.open("w") as lines:
         for name in SFT_FILES:
-            for line in gzip.open(POSTTRAIN / f"{name}.jsonl.gz", "rt", encoding="utf-8"):
+            for line in gzip.decompress((POSTTRAIN / f"{name}.jsonl.gz").read_bytes()).decode().splitlines():
                 one = json.loads(line)
                 asked = "\n".join(text for text in (one["instruction"], one.get("input", "")) if text)
                 made = {"prompt": asked, "completion": one["output"], "label": True}
@@ -194,8 +194,8 @@ class Bench:
         """Mean −log p of the held-out responses of `sft`, in float32 as exported."""
         import torch
 
-        from trainers.evaluate.held_out import HeldOut
         from trainers.batch import PackedRows
+        from trainers.evaluate.held_out import HeldOut
         from trainers.model import PackedLM, load, pick_attention
         from trainers.ranks import Ranks
         from trainers.roles import Frozen
@@ -365,7 +365,7 @@ def distill(bench: Bench, began: float) -> None:
     for line in prune(str(bench.start), str(half), Prune(layers=layers // 2, even=True)):
         print(line)
     common: dict[str, Any] = {"start_from": str(half), "steps": bench.options.steps or 150}
-    alone, without = bench.run("distill_alone", 150, 5e-4, bench.sft, trainer="sft", **common)
+    _, without = bench.run("distill_alone", 150, 5e-4, bench.sft, trainer="sft", **common)
     objective = {"teachers": {str(bench.start): 1.0}, "train_on": "responses", "hard": 0.3, "temperature": 1.0}
     taught, with_teacher = bench.run("distill", 150, 5e-4, bench.sft, trainer="distill", objective=objective, **common)
     rows = [

@@ -156,8 +156,8 @@ def check_vocabulary(teacher: str, data: Any) -> None:
     other = sum(theirs.get(token) != number for token, number in ours.items())
     if other:
         raise DataError(
-            f"{teacher}: the teacher's tokenizer has {len(theirs):,} tokens, the data's {len(ours):,}, and {other:,} of "
-            "these have another number or none there; logits can only be compared token by token"
+            f"{teacher}: the teacher's tokenizer has {len(theirs):,} tokens, the data's {len(ours):,}, and {other:,} "
+            "of these have another number or none there; logits can only be compared token by token"
         )
 
 
@@ -299,13 +299,12 @@ class DistillObjective(SftObjective):
         super().__init__(settings, start)
         self.distill = settings
         self.weights = torch.tensor(list(settings.teachers.values()) or [1.0], dtype=torch.float64)
-        self._k = int(about["k"]) if about else 0
 
     def loss(self, roles: Mapping[str, Role], batch: Batch) -> dict[str, Loss]:
         student = _states(roles["policy"], batch)
         teachers = [_states(roles[f"teacher_{n}"], batch) for n in range(len(self.distill.teachers))]
         there = batch.to(student.logits.device)
-        stored = _stored(there, self._k) if self.distill.stored else None
+        stored = _stored(there) if self.distill.stored else None
         return {"policy": distillation_loss(self.distill, student, teachers, there, self.weights, stored)}
 
 
@@ -314,7 +313,7 @@ def _states(role: Any, batch: Batch) -> States:
     return States(logits, last, blocks)
 
 
-def _stored(batch: Batch, k: int) -> Stored:
+def _stored(batch: Batch) -> Stored:
     used = batch.targets != IGNORE
     shape = (*batch.targets.shape, -1)
     ids, log_p = batch.extra["teacher_ids"].reshape(shape)[used], batch.extra["teacher_log_p"].reshape(shape)[used]
@@ -336,8 +335,8 @@ def roles(settings: Distill, start: Start) -> dict[str, Role]:
         parts = len(getattr(start.data, "parts", [0]))
         if parts != len(settings.teachers) or parts < 2:
             raise RecipeError(
-                f"objective: trust: routed needs one teacher for each data set, found {len(settings.teachers)} teachers "
-                f"and {parts} data sets"
+                f"objective: trust: routed needs one teacher for each data set, found {len(settings.teachers)} "
+                f"teachers and {parts} data sets"
             )
     attention, device = pick_attention(start.ranks.device), start.ranks.device
     found, blocks, widths = {}, [], []

@@ -57,7 +57,7 @@ def log_probabilities(logits: Tensor, temperature: float = 1.0) -> Tensor:
 
 
 def bucketed(whole: Tensor, chosen: Tensor) -> Tensor:
-    """Whole log-probabilities [tokens, vocabulary] in the buckets of `chosen` [tokens, k] and the rest, [tokens, k + 1].
+    """Whole log-probabilities [tokens, vocabulary] in buckets: `chosen` [tokens, k] and the rest, [tokens, k + 1].
 
     The rest is summed itself, not taken from 1: it stays exact where it is small. −inf where nothing is left over.
     """

@@ -42,6 +42,10 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
     shape = old[0].shape if old else {"model": recipe.model, "start_from": recipe.start_from}
     lm = new_model(shape, data, recipe.seed)
     engine_settings = make(EngineSettings, recipe.engine, "engine")
+    if hasattr(lm, "score") and recipe.trainer != "reward":
+        raise DataError(
+            f"{shape['start_from']}: a reward model, which predicts no tokens; only trainer: reward takes it"
+        )
     parameters = sum(p.numel() for p in lm.parameters())
     flops = _flops(lm, parameters, data.seq_len)
     trainer = algorithm(recipe.trainer)
@@ -76,9 +80,7 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
     )
     log = worker.log = Log(out, place.step) if ranks.rank == 0 else None
     if log:
-        expected = expected_memory(
-            lm, engine_settings, recipe.micro_rows * data.seq_len, ranks, trained["policy"].dtype
-        )
+        expected = expected_memory(lm, engine_settings, recipe.micro_rows * data.seq_len, ranks, trained["policy"])
         share = trained["policy"].trained_parameters() / parameters
         log.write({"step": place.step, "memory_expected_gib": expected.total / 2**30, "trained_share": share})
     writer = checkpoint.Writer(folder, ranks, keep=recipe.keep)
@@ -232,8 +234,8 @@ def write_tuned(
     return path
 
 
-def expected_memory(lm: Any, settings: EngineSettings, tokens: int, ranks: Ranks, dtype: torch.dtype) -> Estimate:
-    """The estimate for a built model."""
+def expected_memory(lm: Any, settings: EngineSettings, tokens: int, ranks: Ranks, policy: Engine) -> Estimate:
+    """The estimate for a built model and the engine that trains it, or a few parameters of it."""
     config = lm.config
     return estimate(
         parameters=sum(getattr(p, "ds_numel", p.numel()) for p in lm.parameters()),
@@ -245,11 +247,12 @@ def expected_memory(lm: Any, settings: EngineSettings, tokens: int, ranks: Ranks
         tokens=tokens,
         zero=settings.zero,
         world=ranks.world,
-        bf16=dtype == torch.bfloat16 or (settings.precision != "fp32" and ranks.device.type == "cuda"),
+        bf16=policy.dtype == torch.bfloat16 or (settings.precision != "fp32" and ranks.device.type == "cuda"),
         recompute=settings.recompute,
         compiled=settings.compile,
         offload_optimizer=settings.offload_optimizer,
         offload_weights=settings.offload_weights,
+        trained=policy.trained_parameters(),
     )
 
 

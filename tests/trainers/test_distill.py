@@ -195,3 +195,21 @@ def test_a_tokenizer_with_other_numbers_is_refused(packed, teacher, tmp_path):
     path.write_text(json.dumps(raw))
     with pytest.raises(DataError, match="and 2 of these have another number"):
         distill.check_vocabulary(str(tmp_path / "other"), PackedRows(str(packed)))
+
+
+def test_an_even_cut_keeps_first_and_last_blocks_as_they_are():
+    from trainers.prune.command import Prune, pruned
+
+    lm = _build(LARGE, 1)
+    half = pruned(lm, Prune(layers=2, even=True))
+    for new, old in ((0, 0), (1, 3)):
+        mine, theirs = half.model.layers[new].state_dict(), lm.model.layers[old].state_dict()
+        assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+
+
+@pytest.mark.parametrize("name", ["sft", "dpo", "distill"])
+def test_the_recipes_of_teaching_are_whole(name):
+    from trainers.recipe import algorithm, load_recipe
+
+    recipe = load_recipe(f"recipes/{name}.yaml")
+    algorithm(recipe.trainer).SETTINGS(**recipe.objective)
