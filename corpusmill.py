@@ -87,6 +87,13 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--seed", type=int, default=0)
     made.add_argument("--reference", help="model folder: store its log-probabilities, for reference: stored")
 
+    made = verb("teach", _teach, "store a teacher's likeliest next tokens beside packed data, for trainer: distill")
+    made.add_argument("data", help="packed/ folder of a pipeline run")
+    made.add_argument("teacher", help="a transformers folder with the same tokenizer")
+    made.add_argument("--out", required=True, help="folder of the new data set, for `data:` of a training recipe")
+    made.add_argument("--k", type=int, default=32, help="tokens per position; all others are stored as one sum")
+    made.add_argument("--temperature", type=float, default=1.0, help="must be that of the training recipe")
+
     made = verb("seen", _seen, "which documents a checkpoint has trained on; with a document, how often and where")
     made.add_argument("checkpoint", help="a folder checkpoints/step-… of a training run")
     made.add_argument("document", nargs="?", help="doc_id in hexadecimal, as `why` prints it")
@@ -216,6 +223,14 @@ def _answers(options: argparse.Namespace) -> int:
     print(f"{about['prompts']:,} prompts with {about['documents']:,} answers in {about['rows']:,} rows for training")
     for reason, count in about["refused"].items():
         print(f"refused {count:,}: {reason}")
+    return 0
+
+
+def _teach(options: argparse.Namespace) -> int:
+    from trainers.distill import write_teacher
+
+    write_teacher(options.data, options.teacher, options.out, k=options.k, temperature=options.temperature)
+    print(f"data       {options.out}")
     return 0
 
 

@@ -149,7 +149,7 @@ class PackedRows:
             first, count = first + piece.num_rows, count - piece.num_rows
         table = pa.concat_tables(pieces).combine_chunks() if pieces else None
         if table is None:
-            one = self.read(0, 1).extra if self.about.get("answers") else {}
+            one = self.read(0, 1).extra if self.about.get("answers") or self.about.get("teacher") else {}
             return Rows(np.zeros((0, self.seq_len), np.int64), [], None, {name: v[:0] for name, v in one.items()})
         ids = _fixed(table.column("input_ids"), self.seq_len).astype(np.int64)
         lengths = [np.asarray(row, np.int64) for row in table.column("doc_lengths").to_pylist()]

@@ -94,11 +94,15 @@ def build(settings: ModelSettings, *, vocab_size: int, seq_len: int, seed: int, 
 
 
 def load(folder: str, dtype: torch.dtype = torch.float32) -> Any:
-    """A causal language model from a transformers folder (an export, or any local model). Raises DataError."""
-    from transformers import AutoModelForCausalLM
+    """A causal language model from a transformers folder (an export, or any local model); of a reward model's folder
+    the reward model, with its head. Raises DataError."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     if not Path(folder, "config.json").is_file():
         raise DataError(f"{folder}: no config.json; expected a folder that AutoModelForCausalLM.from_pretrained opens")
+    made = json.loads(Path(folder, "config.json").read_text()).get("architectures") or [""]
+    if made[0].endswith("ForSequenceClassification"):
+        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
     return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
 
 

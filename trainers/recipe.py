@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from cluster.errors import RecipeError, nearest
 from cluster.settings import Settings, assign, make, read_yaml
 
-TRAINERS = ("pretrain", "sft", "preference", "reward")
+TRAINERS = ("pretrain", "sft", "preference", "reward", "distill")
 
 
 class Continue(Settings):

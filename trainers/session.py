@@ -42,6 +42,10 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
     shape = old[0].shape if old else {"model": recipe.model, "start_from": recipe.start_from}
     lm = new_model(shape, data, recipe.seed)
     engine_settings = make(EngineSettings, recipe.engine, "engine")
+    if hasattr(lm, "score") and recipe.trainer != "reward":
+        raise DataError(
+            f"{shape['start_from']}: a reward model, which predicts no tokens; only trainer: reward takes it"
+        )
     parameters = sum(p.numel() for p in lm.parameters())
     flops = _flops(lm, parameters, data.seq_len)
     trainer = algorithm(recipe.trainer)
@@ -81,7 +85,7 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
             engine_settings,
             recipe.micro_rows * data.seq_len,
             ranks,
-            trained["policy"].dtype,
+            trained["policy"],
             accumulates=recipe.batch_rows > recipe.micro_rows * ranks.world,
         )
         share = trained["policy"].trained_parameters() / parameters
@@ -238,9 +242,9 @@ def write_tuned(
 
 
 def expected_memory(
-    lm: Any, settings: EngineSettings, tokens: int, ranks: Ranks, dtype: torch.dtype, *, accumulates: bool
+    lm: Any, settings: EngineSettings, tokens: int, ranks: Ranks, policy: Engine, *, accumulates: bool
 ) -> Estimate:
-    """The estimate for a built model."""
+    """The estimate for a built model and the engine that trains it, or a few parameters of it."""
     config = lm.config
     return estimate(
         parameters=sum(getattr(p, "ds_numel", p.numel()) for p in lm.parameters()),
@@ -252,13 +256,14 @@ def expected_memory(
         tokens=tokens,
         zero=settings.zero,
         world=ranks.world,
-        bf16=dtype == torch.bfloat16 or (settings.precision != "fp32" and ranks.device.type == "cuda"),
+        bf16=policy.dtype == torch.bfloat16 or (settings.precision != "fp32" and ranks.device.type == "cuda"),
         recompute=settings.recompute,
         compiled=settings.compile,
         accumulates=accumulates,
         live=2 * settings.bucket,
         offload_optimizer=settings.offload_optimizer,
         offload_weights=settings.offload_weights,
+        trained=policy.trained_parameters(),
     )
 
 

@@ -47,3 +47,12 @@ def test_recomputation_saves_activations_only():
     kept, saved = (estimate(**SHAPE, zero=1, world=1, recompute=how) for how in ("none", "full"))
     assert saved.activations < kept.activations / 5
     assert saved.loss == kept.loss
+
+
+@pytest.mark.parametrize("zero", [0, 1, 2])
+def test_frozen_weights_have_no_gradients_and_no_moments(zero):
+    whole, few = (estimate(**SHAPE, zero=zero, world=1, trained=n) for n in (None, 1_000_000))
+    assert few.weights == whole.weights and few.activations == whole.activations
+    share = 1_000_000 / SHAPE["parameters"]
+    assert few.gradients == pytest.approx(whole.gradients * share)
+    assert few.optimizer == pytest.approx(whole.optimizer * share)

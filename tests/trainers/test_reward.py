@@ -158,3 +158,16 @@ def test_two_workers_train_save_and_the_saved_model_says_the_same(recipe, prefer
 
         plain = AutoModelForSequenceClassification.from_pretrained(report.export)
         assert float(plain(input_ids=alone).logits.detach()) == pytest.approx(ours, abs=1e-5)
+
+
+def test_a_reward_model_that_is_trained_further_keeps_its_head(recipe, preferences, tmp_path, crew):
+    from trainers.train import train
+
+    changes = {"trainer": "reward", "data": str(preferences), "batch_rows": 8, "save": False}
+    first = train(recipe(**changes, steps=20), str(tmp_path / "first"), crew=crew)
+    second = recipe(**changes, steps=1, start_from=first.export, schedule={"rate": 0.0})
+    del second["model"]
+    again = train(second, str(tmp_path / "second"), crew=crew)
+    assert again.validation[1] == pytest.approx(first.validation[20], abs=1e-6)
+    with pytest.raises(Exception, match="predicts no tokens"):
+        train({**second, "trainer": "preference"}, str(tmp_path / "third"), crew=crew)

@@ -21,6 +21,7 @@ class Prune(Settings):
     """What to cut; what is not given stays as it is. Train the result by start_from, or distil into it."""
 
     layers: int | None = Field(None, gt=0, description="blocks that stay")
+    even: bool = Field(False, description="blocks stay at equal distances, not by importance: a student for distilling")
     kv_heads: int | None = Field(None, gt=0, description="key/value heads that stay, each with its query heads")
     queries_per_kv: int | None = Field(None, gt=0, description="query heads that stay for each key/value head")
     intermediate_size: int | None = Field(None, gt=0, description="feed-forward channels that stay")
@@ -94,7 +95,7 @@ def pruned(lm: Any, settings: Prune) -> Any:
         return measure(model, data, min(settings.rows, data.rows), settings.micro_rows, gradients=by == "taylor")
 
     if settings.layers:
-        lm = structured.cut_layers(lm, settings.layers, by, measured)
+        lm = structured.cut_layers(lm, settings.layers, by, measured, even=settings.even)
     if settings.kv_heads:
         lm = structured.cut_heads(lm, settings.kv_heads, by, measured)
     if settings.queries_per_kv:

@@ -22,12 +22,16 @@ def parameters(lm: Any) -> dict[str, Tensor]:
     return {name: value.detach() for name, value in lm.named_parameters()}
 
 
-def cut_layers(lm: Any, layers: int, by: Importance, measure: Measure) -> Any:
-    """Keep the `layers` most important blocks, in their order."""
+def cut_layers(lm: Any, layers: int, by: Importance, measure: Measure, *, even: bool = False) -> Any:
+    """Keep the `layers` most important blocks, or (even) blocks at equal distances, first and last among them, in
+    their order."""
     state, config = parameters(lm), copy.deepcopy(lm.config)
     old = config.num_hidden_layers
     _at_most("layers", layers, old)
-    kept = _best(block_scores(state, old, by, measure(lm)), layers).tolist()
+    if even:
+        kept = [round(i * (old - 1) / (layers - 1)) for i in range(layers)] if layers > 1 else [0]
+    else:
+        kept = _best(block_scores(state, old, by, measure(lm)), layers).tolist()
     small = {name: value for name, value in state.items() if not name.startswith("model.layers.")}
     for new, number in enumerate(kept):
         prefix = f"model.layers.{number}."

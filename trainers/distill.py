@@ -1,0 +1,419 @@
+"""Distillation: a student learns what its teachers expect, how they see it, and how they relate examples."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from cluster.errors import DataError, RecipeError
+from pipeline.schema import DATASET_FILE
+from trainers.batch import IGNORE, Batch, PackedRows, collate
+from trainers.divergence import Kind, bucketed, confidence, divergence, log_probabilities
+from trainers.engine import Engine
+from trainers.model import PackedLM, documents_mask, load, pick_attention
+from trainers.objective import Loss, Objective, Start
+from trainers.relations import angle_loss, distance_loss, feature_losses, items_of
+from trainers.roles import Frozen, Role
+from trainers.sft import Sft, SftObjective
+
+CHUNK = 4096
+"""Tokens whose distributions exist at once."""
+
+
+class Distill(Sft):
+    """Settings of the objective. Rows and targets are those of `sft`."""
+
+    train_on: Literal["responses", "everything"] = Field(
+        "everything", description="see sft; everything: plain text too"
+    )
+    teachers: dict[str, float] = Field(default_factory=dict, description="transformers folders with their weights")
+    stored: bool = Field(
+        False, description="the teacher's likeliest tokens are columns of the data (`corpusmill teach`)"
+    )
+    divergence: Kind = Field("forward", description="forward: KL(teacher ‖ student), reverse: the other way; or jsd")
+    beta: float = Field(0.5, gt=0, lt=1, description="jsd: weight of the teacher in the mean")
+    temperature: float = Field(
+        1.0, gt=0, description="both distributions are softened by it, the loss times its square"
+    )
+    hard: float = Field(0.0, ge=0, le=1, description="weight of −log p(target); the divergence has the rest")
+    combine: Literal["losses", "average"] = Field(
+        "losses", description="several teachers: the mean of their losses, or the loss from their averaged logits"
+    )
+    trust: Literal["fixed", "confidence", "routed"] = Field(
+        "fixed",
+        description="teachers' weights: as given; per token by how well each predicts it; or data set n of a mixture "
+        "learns from teacher n alone",
+    )
+    features: float = Field(0.0, ge=0, description="weight of the distance of hidden states")
+    feature_loss: Literal["mse", "cosine"] = Field("mse", description="distance of a projected state from a teacher's")
+    layers: dict[int, int] = Field(
+        default_factory=dict, description="student's block: teacher's block (1 is the first); empty: evenly spread"
+    )
+    distance: float = Field(0.0, ge=0, description="weight of RKD's distances between the documents of a row")
+    angle: float = Field(0.0, ge=0, description="weight of RKD's angles between the documents of a row")
+    most_documents: int = Field(32, gt=1, description="documents of a row that are related to each other")
+
+    def relations(self) -> bool:
+        """Whether relations between documents count."""
+        return self.distance > 0 or self.angle > 0
+
+
+# ---- models ------------------------------------------------------------------------------------------------------
+
+
+class PackedStates(PackedLM):
+    """A language model that also tells its states: logits and hidden states of the positions that have a target."""
+
+    def __init__(
+        self,
+        lm: Any,
+        attention: Literal["sdpa", "flex"],
+        blocks: Sequence[int],
+        widths: Sequence[int] = (),
+        seed: int = 0,
+    ):
+        """`blocks`: whose outputs are told, from 1 on. `widths`: the student's are projected to them, one for each."""
+        super().__init__(lm, attention)
+        self.blocks = list(blocks)
+        width = lm.config.hidden_size
+        self.projections = nn.ModuleList(nn.Linear(width, wide, bias=False) for wide in widths)
+        random = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for one in self.projections:
+                one.weight.normal_(0.0, width**-0.5, generator=random)  # type: ignore[operator, union-attr]
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        doc_index: Tensor,
+        targets: Tensor,
+        want: Any = "states",
+        parts: Tensor | None = None,
+    ) -> Any:
+        """As PackedLM; with want "states" a tuple, all of the n positions that have a target, in their order:
+        logits [n, vocabulary], last hidden state [n, width], then one [n, width] for each of `blocks`, projected."""
+        if want != "states":
+            return super().forward(input_ids, position_ids, doc_index, targets, want, parts)
+        lm: Any = self.lm
+        inputs = {"input_ids": input_ids, "position_ids": position_ids}
+        if self.tuning is None:
+            inputs["attention_mask"] = documents_mask(doc_index, self.attention)
+        else:
+            inputs = self.tuning.arguments(self, inputs, doc_index, targets, parts)
+        told = lm.get_decoder()(**inputs, use_cache=False, output_hidden_states=bool(self.blocks))
+        used = targets != IGNORE
+        length = input_ids.shape[1]  # a tuning method may have put positions in front
+        last = told.last_hidden_state[:, -length:][used]
+        states = [told.hidden_states[block][:, -length:][used] for block in self.blocks]
+        if len(self.projections):
+            states = [layer(state) for layer, state in zip(self.projections, states, strict=True)]
+        return (lm.get_output_embeddings()(last), last, *states)
+
+
+def layer_map(settings: Distill, student: int, teacher: int) -> list[tuple[int, int]]:
+    """(student's block, teacher's block), from 1 on, for models of so many blocks. Raises RecipeError.
+
+    Evenly: block i of n stands for block round(i · N / n), so the last stands for the last.
+    """
+    if not settings.features:
+        return []
+    chosen = settings.layers or {i: max(1, round(i * teacher / student)) for i in range(1, student + 1)}
+    for mine, other in chosen.items():
+        if not (1 <= mine <= student and 1 <= other <= teacher):
+            raise RecipeError(
+                f"objective.layers: {mine}: {other}, but the student has {student} blocks and the teacher {teacher}"
+            )
+    return sorted(chosen.items())
+
+
+def check_vocabulary(teacher: str, data: Any) -> None:
+    """Refuse a teacher whose token numbers mean other tokens than the data's. Raises DataError with both numbers."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    if not Path(teacher, "config.json").is_file():
+        raise DataError(f"{teacher}: no config.json; a teacher is a transformers folder")
+    rows = AutoConfig.from_pretrained(teacher).vocab_size
+    if rows < data.vocab_size:
+        raise DataError(
+            f"{teacher}: the teacher has {rows:,} tokens, the data {data.vocab_size:,}; take a teacher with the "
+            "student's tokenizer, or pack the data with a tokenizer that both share"
+        )
+    if not Path(teacher, "tokenizer.json").is_file():
+        return
+    theirs = AutoTokenizer.from_pretrained(teacher).get_vocab()
+    ours = AutoTokenizer.from_pretrained(data.tokenizer).get_vocab()
+    other = sum(theirs.get(token) != number for token, number in ours.items())
+    if other:
+        raise DataError(
+            f"{teacher}: the teacher's tokenizer has {len(theirs):,} tokens, the data's {len(ours):,}, and {other:,} "
+            "of these have another number or none there; logits can only be compared token by token"
+        )
+
+
+# ---- losses ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class States:
+    """What a model says of n positions: logits, last hidden state, states of chosen blocks."""
+
+    logits: Tensor
+    last: Tensor
+    blocks: list[Tensor]
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A teacher's likeliest tokens: ids int64 [n, k], and log p of them and of all others together [n, k + 1]."""
+
+    ids: Tensor
+    log_p: Tensor
+
+
+def teacher_weights(
+    settings: Distill, logits: Sequence[Tensor], targets: Tensor, weights: Tensor, parts: Tensor | None
+) -> Tensor:
+    """[n, teachers], each row with sum 1, float32. `parts` int64 [n]: the data set of each token."""
+    fixed = (weights / weights.sum()).to(targets.device, torch.float32).expand(len(targets), -1)
+    if settings.trust == "fixed" or len(logits) == 1:
+        return fixed
+    if settings.trust == "routed":
+        assert parts is not None
+        return nn.functional.one_hot(parts, len(logits)).float()
+    losses = [
+        torch.cat([
+            -log_probabilities(one[i : i + CHUNK]).gather(1, targets[i : i + CHUNK, None]).squeeze(1)
+            for i in range(0, len(targets), CHUNK)
+        ] or [fixed[:, 0]])
+        for one in logits
+    ]  # fmt: skip
+    return confidence(torch.stack(losses, 1).float(), fixed)
+
+
+def soft_and_hard(
+    settings: Distill, student: Tensor, targets: Tensor, weights: Tensor, stored: Stored | None, *teachers: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Per token (T² · D(teachers, student), −log p(target)), both [n].
+
+    student and teachers: logits [n, vocabulary]; padding of a vocabulary beyond the narrowest is left out of D.
+    Hinton et al. 2015, section 2: T² keeps the size of the gradient.
+    """
+    hard = -log_probabilities(student).gather(1, targets[:, None]).squeeze(1)
+    t = settings.temperature
+    if stored is not None:
+        mine = bucketed(log_probabilities(student, t), stored.ids)
+        return t * t * divergence(mine, stored.log_p.to(mine), settings.divergence, settings.beta), hard
+    width = min(student.shape[-1], *(one.shape[-1] for one in teachers))
+    mine = log_probabilities(student[:, :width], t)
+    if settings.combine == "average":
+        mean = sum(weights[:, n, None] * one[:, :width].float() for n, one in enumerate(teachers))
+        soft = divergence(mine, log_probabilities(mean, t).to(mine), settings.divergence, settings.beta)  # type: ignore[arg-type]
+    else:
+        soft = mine.new_zeros(len(mine))
+        for n, one in enumerate(teachers):
+            theirs = log_probabilities(one[:, :width], t).to(mine)
+            soft = soft + weights[:, n] * divergence(mine, theirs, settings.divergence, settings.beta)
+    return t * t * soft, hard
+
+
+def distillation_loss(
+    settings: Distill,
+    student: States,
+    teachers: Sequence[States],
+    batch: Batch,
+    weights: Tensor,
+    stored: Stored | None = None,
+) -> Loss:
+    """Σ over target positions of (1 − h) · T² D + h · −log p(target) + features + relations, and their number.
+
+    `student.blocks` holds the projected states for teacher 0's blocks, then teacher 1's, … . A relation of a row's
+    documents counts once for every target of the row, so that long rows and short ones weigh as their tokens do.
+    """
+    used = batch.targets != IGNORE
+    targets = batch.targets[used]
+    parts = batch.parts
+    row, document = (torch.arange(batch.rows, device=used.device)[:, None].expand_as(used))[used], batch.doc_index[used]
+    logits = [one.logits for one in teachers]
+    shares = teacher_weights(settings, logits, targets, weights, None if parts is None else parts.to(row)[row])
+    soft = hard = student.logits.sum().float() * 0.0
+    for i in range(0, len(targets), CHUNK):
+        part = slice(i, i + CHUNK)
+        piece = Stored(stored.ids[part], stored.log_p[part]) if stored is not None else None
+        given = (student.logits[part], targets[part], shares[part], piece, *(one[part] for one in logits))
+        found = checkpoint(soft_and_hard, settings, *given, use_reentrant=False)
+        soft, hard = soft + found[0].sum(), hard + found[1].sum()
+    total = (1 - settings.hard) * soft + settings.hard * hard
+    metrics = {"soft": soft.detach(), "hard": hard.detach()}
+    place = 0
+    if settings.features:
+        apart = torch.zeros_like(soft)
+        for n, teacher in enumerate(teachers):
+            for theirs in teacher.blocks:
+                losses = feature_losses(student.blocks[place], theirs, settings.feature_loss)
+                apart = apart + (shares[:, n] * losses).sum() / len(teacher.blocks)
+                place += 1
+        total = total + settings.features * apart
+        metrics["features"] = apart.detach()
+    if settings.relations():
+        related = torch.zeros_like(soft)
+        mine = items_of(student.last, row, document.long(), settings.most_documents)
+        for n, teacher in enumerate(teachers):
+            theirs_of = items_of(teacher.last, row, document.long(), settings.most_documents)
+            for number, ours, theirs in zip(row.unique().tolist(), mine, theirs_of, strict=True):
+                loss = settings.distance * distance_loss(ours, theirs) if settings.distance else 0.0
+                if settings.angle:
+                    loss = loss + settings.angle * angle_loss(ours, theirs)
+                related = related + shares[row == number, n].sum() * loss
+        total = total + related
+        metrics["relations"] = related.detach()
+    zero = 0.0 * (student.last.sum() + sum(one.sum() for one in student.blocks))  # every weight has a gradient
+    return Loss(total + zero, float(len(targets)), metrics)
+
+
+# ---- the objective -----------------------------------------------------------------------------------------------
+
+
+class DistillObjective(SftObjective):
+    """Rows from a cursor on, as for instruction tuning; teachers are asked live, or their stored tokens are read."""
+
+    def __init__(self, settings: Distill, start: Start):
+        about = getattr(start.data, "about", {}).get("teacher")
+        if settings.stored and not about:
+            raise DataError(f"{start.data.folder}: no column of a teacher; `corpusmill teach` writes one")
+        if settings.stored and about["temperature"] != settings.temperature:
+            raise DataError(
+                f"{start.data.folder}: the teacher was written at temperature {about['temperature']:g}, the objective "
+                f"has {settings.temperature:g}; the two must be equal"
+            )
+        super().__init__(settings, start)
+        self.distill = settings
+        self.weights = torch.tensor(list(settings.teachers.values()) or [1.0], dtype=torch.float64)
+
+    def loss(self, roles: Mapping[str, Role], batch: Batch) -> dict[str, Loss]:
+        student = _states(roles["policy"], batch)
+        teachers = [_states(roles[f"teacher_{n}"], batch) for n in range(len(self.distill.teachers))]
+        there = batch.to(student.logits.device)
+        stored = _stored(there) if self.distill.stored else None
+        return {"policy": distillation_loss(self.distill, student, teachers, there, self.weights, stored)}
+
+
+def _states(role: Any, batch: Batch) -> States:
+    logits, last, *blocks = role(batch, "states")
+    return States(logits, last, blocks)
+
+
+def _stored(batch: Batch) -> Stored:
+    used = batch.targets != IGNORE
+    shape = (*batch.targets.shape, -1)
+    ids, log_p = batch.extra["teacher_ids"].reshape(shape)[used], batch.extra["teacher_log_p"].reshape(shape)[used]
+    return Stored(ids.long(), log_p.float())
+
+
+SETTINGS = Distill
+
+
+def roles(settings: Distill, start: Start) -> dict[str, Role]:
+    """The student, which is this run's policy, and its frozen teachers: teacher_0, teacher_1, …"""
+    if bool(settings.teachers) == settings.stored:
+        raise RecipeError("objective: give teachers (folders with weights), or stored: true, and not both")
+    if settings.stored and (settings.features or settings.relations()):
+        raise RecipeError("objective: features and relations need a live teacher; stored ones have logits only")
+    if settings.teachers and min(settings.teachers.values()) <= 0:
+        raise RecipeError(f"objective: teachers' weights must be positive, found {settings.teachers}")
+    if settings.trust == "routed":
+        parts = len(getattr(start.data, "parts", [0]))
+        if parts != len(settings.teachers) or parts < 2:
+            raise RecipeError(
+                f"objective: trust: routed needs one teacher for each data set, found {len(settings.teachers)} "
+                f"teachers and {parts} data sets"
+            )
+    attention, device = pick_attention(start.ranks.device), start.ranks.device
+    found, blocks, widths = {}, [], []
+    for folder in settings.teachers:
+        check_vocabulary(folder, start.data)
+        lm = load(folder)
+        pairs = layer_map(settings, start.lm.config.num_hidden_layers, lm.config.num_hidden_layers)
+        blocks += [mine for mine, _ in pairs]
+        widths += [lm.config.hidden_size] * len(pairs)
+        found[folder] = PackedStates(lm, attention, [other for _, other in pairs])
+    student = PackedStates(start.lm, attention, blocks, widths, start.recipe.seed)
+    if start.recipe.peft is not None or start.recipe.prune is not None:
+        from trainers.peft.tune import prepare
+
+        prepare(student, start.recipe, start.engine)
+    policy = Engine(student, start.engine, start.ranks, start.recipe.micro_rows)
+    frozen = {f"teacher_{n}": Frozen(one, device, policy.dtype) for n, one in enumerate(found.values())}
+    return {"policy": policy, **frozen}
+
+
+def objective(settings: Distill, start: Start) -> Objective:
+    """Packed rows with teachers."""
+    return DistillObjective(settings, start)
+
+
+# ---- storing a teacher ---------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def write_teacher(
+    data: str, teacher: str, out: str, *, k: int = 32, temperature: float = 1.0, micro_rows: int = 8
+) -> None:
+    """Copy a packed data set with a teacher's k likeliest next tokens at every position, for `stored: true`.
+
+    Columns: `teacher_ids` int32, k per position, and `teacher_log_p` float32, k + 1 per position: log p of them at the
+    temperature, and of all other tokens together. k is stored as given, or as the vocabulary if that is smaller.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    whole = PackedRows(data)
+    check_vocabulary(teacher, whole)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    role = Frozen(PackedLM(load(teacher), pick_attention(device)), device, dtype)
+    k = min(k, whole.vocab_size)
+    aside = f"{out}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(data, aside)
+    for split in (None, "validation"):
+        if split and not whole.has_split(split):
+            continue
+        source = PackedRows(data, split)
+        first = 0
+        for shard in (source.about if split is None else source.about[split])["shards"]:
+            path = os.path.join(aside, shard["path"])
+            table = pq.read_table(path)
+            ids, log_p = [], []
+            for begin in range(0, table.num_rows, micro_rows):
+                batch = collate(source.read(first + begin, min(micro_rows, table.num_rows - begin)))
+                logits = role(batch, "logits")[..., : whole.vocab_size]
+                for row in logits:
+                    of_row = log_probabilities(row, temperature)
+                    chosen = of_row.topk(k, -1).indices
+                    ids.append(chosen.int().cpu().flatten())
+                    log_p.append(bucketed(of_row, chosen).cpu().flatten())
+            first += table.num_rows
+            table = table.drop_columns([name for name in table.column_names if name.startswith("teacher_")])
+            for name, rows, width, kind in (
+                ("teacher_ids", ids, k, pa.int32()),
+                ("teacher_log_p", log_p, k + 1, pa.float32()),
+            ):
+                values = pa.array(torch.cat(rows).numpy(), kind)
+                table = table.append_column(name, pa.FixedSizeListArray.from_arrays(values, width * whole.seq_len))
+            pq.write_table(table, path, row_group_size=64, compression="zstd")
+    about = json.loads(Path(aside, DATASET_FILE).read_text())
+    about["teacher"] = {"model": teacher, "k": k, "temperature": temperature}
+    Path(aside, DATASET_FILE).write_text(json.dumps(about, indent=1) + "\n")
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(aside, out)
