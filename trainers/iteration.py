@@ -113,6 +113,8 @@ class Samples:
     lengths: Tensor
     finished: Tensor
     parts: dict[str, Tensor]
+    seconds: float = 0.0
+    """That the rules took."""
     old: Tensor = field(default_factory=lambda: torch.zeros(0))
     reference: Tensor = field(default_factory=lambda: torch.zeros(0))
 
@@ -168,11 +170,11 @@ class Iterations:
             first, count = self.cursor, self.per_step * settings.minibatches
             clock = [time.perf_counter()]
             samples = self.sample(roles["policy"], first)
-            clock.append(time.perf_counter())
+            clock.append(time.perf_counter() - samples.seconds)
             self.score(roles, samples)
-            clock.append(time.perf_counter())
             figures = self.ask(roles, samples)
             known = self.known(roles, samples)
+            clock.append(time.perf_counter())
             known |= {"old_log_probs": samples.old, "reference_log_probs": samples.reference}
             figures |= {"rollout_seconds": clock[1] - clock[0], "scoring_seconds": clock[2] - clock[1]}
             mine = self.per_step // world * self.sampling.samples
@@ -208,7 +210,7 @@ class Iterations:
         assert self._sampler is not None
         ids = [prompt.ids for prompt in chosen]
         answers = self._sampler.generate(ids, sampling, numbers)
-        values = []
+        values, clock = [], time.perf_counter()
         for answer in answers:
             text = self.tokenizer.decode(answer.tokens, skip_special_tokens=True)
             values.append(self.scorer(chosen[answer.prompt].record, text))
@@ -218,6 +220,7 @@ class Iterations:
             lengths=torch.tensor([len(answer.tokens) for answer in answers], dtype=torch.float32),
             finished=torch.tensor([float(answer.finished) for answer in answers]),
             parts={name: torch.tensor([float(value[name]) for value in values]) for name in self.settings.rewards},
+            seconds=time.perf_counter() - clock,
         )
 
     @torch.no_grad()
