@@ -194,9 +194,15 @@ def _steps(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from trainers.chain import is_chain, load_chain, train_chain
     from trainers.recipe import load_recipe
     from trainers.train import train
 
+    if is_chain(options.recipe):
+        stages = load_chain(options.recipe, options.assignments, options.out)
+        train_chain(stages, options.out, Console())
+        print(f"report     {options.out}/report.md")
+        return 0
     report = train(load_recipe(options.recipe, options.assignments), options.out, console=Console())
     print(f"loss {report.first_loss:.4f} → {report.last_loss:.4f} in {report.steps} steps, {report.tokens:,} tokens")
     print(f"checkpoint {report.checkpoint}")

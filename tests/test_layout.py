@@ -110,6 +110,11 @@ def test_every_recipe_plans(path: Path) -> None:
     import yaml
 
     raw = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if "stages" in raw:
+        from trainers.chain import load_chain
+
+        load_chain(str(path))
+        return
     if "steps" not in raw:
         from trainers.recipe import load_recipe
 

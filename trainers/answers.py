@@ -158,6 +158,14 @@ class Encoder:
             labels[last] = label
         return Encoded(ids, mask, labels)
 
+    def before(self, prompt: list[Message]) -> list[int]:
+        """The ids of a prompt up to where its answer begins, for sampling."""
+        if not self._template:
+            text = "\n".join(message["content"] for message in prompt) + "\n"
+        else:
+            text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
     def _texts(self, prompt: list[Message], answer: str) -> tuple[str, str]:
         if not self._template:
             before = "\n".join(message["content"] for message in prompt) + "\n"

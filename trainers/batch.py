@@ -85,6 +85,12 @@ class StepRows:
     next_row: int
     """The cursor after the step."""
     micro_batches: list[Batch]
+    begins: bool = True
+    """Whether a run may go on from here: False within an iteration of several steps over the same samples."""
+    figures: dict[str, float] = field(default_factory=dict)
+    """To log with the step, the same on every rank."""
+    state: dict[str, float] = field(default_factory=dict)
+    """What the objective must be told to go on from here, beside the cursor."""
 
 
 @dataclass(frozen=True)

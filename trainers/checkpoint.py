@@ -47,6 +47,8 @@ class Place:
     recipe: dict[str, Any] = field(default_factory=dict)
     data: dict[str, Any] = field(default_factory=dict)
     """Folders, shares, first rows and fingerprints of the rows it has seen."""
+    state: dict[str, float] = field(default_factory=dict)
+    """What the objective needs to go on, beside the cursor."""
     shape: dict[str, Any] = field(default_factory=dict)
     """Of the model: {"model": settings, "start_from": folder or None}."""
 

@@ -111,6 +111,8 @@ class Engine:
         self._basic: Any = optimizer
         self._expected, self._summed, self._micro = 0.0, 0.0, 0
         self._micro_total = 0
+        self.rate_factor = 1.0
+        """What this role's learning rate is multiplied by."""
         self._make_optimizer_state()
         if self.dtype != torch.float32:
             # the float32 masters were made from rounded weights: give them the exact ones
@@ -211,7 +213,7 @@ class Engine:
         if self.ranks.world == 1 and abs(self._summed - self._expected) > 1e-6 * self._expected:
             raise RunError(f"losses summed {self._summed:g} items, {self._expected:g} were announced")
         for group in self.engine.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * self.rate_factor
         norm = None
         if self.settings.zero == 0:
             grads = [p.grad for p in self.module.parameters() if p.grad is not None]

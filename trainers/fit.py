@@ -59,7 +59,8 @@ def fit(
     """Train from `place` to the end: per optimiser step, count, backward over micro-batches, step, log, evaluate, save.
 
     Counts are summed over micro-batches and ranks before the first backward pass, so that every loss is a sum over
-    the whole step divided by its whole count.
+    the whole step divided by its whole count. A checkpoint that is due is saved as soon as the objective is where a run
+    may begin: before the next step, or the next iteration.
     """
     trained = {name: role for name, role in roles.items() if isinstance(role, Engine)}
     done = Fitted()
@@ -68,9 +69,15 @@ def fit(
     clock, waited = time.perf_counter(), objective.waited()
     spikes = Spikes()
     batches = iter(objective.batches(roles))
+    due: str | None = None
     for step in range(place.step, length.steps):
         beat.at("data", step)
         rows = next(batches)
+        if due and rows.begins:
+            beat.at("checkpoint", step)
+            there = replace(place, step=step, cursor=rows.first_row, tokens=tokens, kind=due, state=rows.state)
+            _save(writer, trained, there)
+            due = None
         per_batch = [objective.counts(batch) for batch in rows.micro_batches]
         names = list(trained)
         counts = dict(zip(names, ranks.sum([sum(c[name] for c in per_batch) for name in names]), strict=True))
@@ -95,6 +102,7 @@ def fit(
         now, now_waited = time.perf_counter(), objective.waited()
         line |= _speed(length, ranks, counts[names[0]], now - clock, now_waited - waited)
         line |= {"tokens": tokens, "row": cursor, **{k: v for one in stepped.values() for k, v in one.figures.items()}}
+        line |= rows.figures
         clock, waited = now, now_waited
         done.losses[step + 1] = line["loss"]
         done.steps_done += 1
@@ -109,9 +117,12 @@ def fit(
             clock = time.perf_counter()
         kind = FINAL if last else CORNER if step + 1 in (corner, *length.save_at) else REGULAR
         if length.save and (kind != REGULAR or (length.checkpoint_every and (step + 1) % length.checkpoint_every == 0)):
+            due = CORNER if due == CORNER and not last else kind
+        if last and due:
             beat.at("checkpoint", step)
-            _save(writer, trained, replace(place, step=step + 1, cursor=cursor, tokens=tokens, kind=kind))
-            clock = time.perf_counter()
+            _save(
+                writer, trained, replace(place, step=step + 1, cursor=cursor, tokens=tokens, kind=due, state=rows.state)
+            )
     beat.at("checkpoint", length.steps)
     writer.wait()
     ranks.barrier()

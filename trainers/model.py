@@ -275,6 +275,8 @@ class PackedLM(nn.Module):
         self.attention, self.loss_chunk = attention, loss_chunk
         self.tuning: Any = None
         """What a method of trainers/peft or trainers/prune does around the forward pass (its Tuning), or None."""
+        self.temperature = 1.0
+        """Of the softmax: logits are divided by it. Answers sampled at another one are also judged at it."""
         lm.set_attn_implementation(f"corpusmill_{attention}")
         lm.config.use_cache = False
 
@@ -307,6 +309,8 @@ class PackedLM(nn.Module):
             inputs = self.tuning.arguments(self, inputs, doc_index, targets, parts)
         # a method may have put positions in front
         hidden = lm.get_decoder()(**inputs, use_cache=False).last_hidden_state[:, -input_ids.shape[1] :]
+        if self.temperature != 1.0:
+            hidden = hidden / self.temperature
         head = lm.get_output_embeddings()
         if want == "logits":
             return head(hidden)  # type: ignore[no-any-return]

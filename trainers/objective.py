@@ -74,6 +74,8 @@ class Start:
     lm: Any
     """The transformers model to begin with, in float32 on the CPU; the same on every rank."""
     cursor: int = 0
+    state: dict[str, float] = field(default_factory=dict)
+    """What the objective said of itself (StepRows.state) where the run goes on."""
 
     def loader(self) -> Loader:
         """This rank's rows from the cursor on."""

@@ -12,7 +12,7 @@ from pydantic import Field, field_validator
 from cluster.errors import RecipeError, nearest
 from cluster.settings import Settings, assign, make, read_yaml
 
-TRAINERS = ("pretrain", "sft", "preference", "reward", "distill")
+TRAINERS = ("pretrain", "sft", "preference", "reward", "distill", "grpo", "ppo")
 
 
 class Continue(Settings):
@@ -106,6 +106,13 @@ class TrainRecipe(Settings):
             raise RecipeError("peft and prune: not for trainer: reward, whose model is no language model")
         if self.peft is not None and self.prune is not None:
             raise RecipeError("peft and prune: masks belong to weights that are trained; give one of them")
+        if self.trainer in ("grpo", "ppo"):
+            if self.steps is None:
+                raise RecipeError(f"steps: trainer: {self.trainer} learns from samples, not rows; say how many steps")
+            if self.peft is not None or self.prune is not None:
+                raise RecipeError(f"peft and prune: not for trainer: {self.trainer}, whose sampler takes whole weights")
+            if self.continue_ is not None:
+                raise RecipeError(f"continue: not for trainer: {self.trainer}; name the old run's model in start_from")
         if len(given) > 1:
             raise RecipeError(f"give one of steps, tokens, epochs; found {' and '.join(given)}")
 

@@ -133,8 +133,12 @@ def _cached_attention(
 class Sampler:
     """A transformers causal LM that samples. Its weights may be another model's, taken over by `take`."""
 
-    def __init__(self, config: Any, tokenizer: Any, device: torch.device, *, slots: int = 64):
-        """`slots` answers are decoded at once; the tokenizer gives EOS and reads stop strings."""
+    def __init__(self, config: Any, tokenizer: Any, device: torch.device, *, slots: int = 64, ahead: int | None = None):
+        """`slots` answers are decoded at once; the tokenizer gives EOS and reads stop strings.
+
+        `ahead` tokens are drawn per answer before the host looks whether it has ended (None: 8 on CUDA, where such a
+        step is one replayed graph of kernels, else 1); what is drawn behind an end is thrown away.
+        """
         from transformers import AttentionInterface, AutoModelForCausalLM
 
         if slots < 1:
@@ -147,11 +151,20 @@ class Sampler:
         self.tokenizer, self.slots, self.device = tokenizer, slots, device
         eos = config.eos_token_id
         self.ends = set(eos if isinstance(eos, list) else [eos]) | {tokenizer.eos_token_id}
+        self.ahead = ahead if ahead is not None else 8 if device.type == "cuda" else 1
+        self._decoder: _Decoder | None = None
         self.steps = 0
         """Forward passes of one token per slot so far."""
 
     def take(self, weights: dict[str, Tensor]) -> None:
         """Use these tensors as weights, without copying them. Names as in transformers, tied ones once."""
+        if self._decoder is not None and self._decoder.captured():
+            mine = dict(self.lm.named_parameters())
+            if all(name in mine for name in weights):
+                for name, tensor in weights.items():  # captured kernels read where the old weights lie
+                    if mine[name].data_ptr() != tensor.data_ptr():
+                        mine[name].data.copy_(tensor)
+                return
         wrong = self.lm.load_state_dict(weights, strict=False, assign=True)
         self.lm.tie_weights()
         tied = set(getattr(self.lm, "all_tied_weights_keys", None) or ())
@@ -178,6 +191,8 @@ class Sampler:
             )
         names = list(numbers) if numbers is not None else list(range(len(prompts)))
         work = _Work(prompts, names, sampling, self.tokenizer, self.ends)
+        if self.ahead > 1:
+            return self._generate_ahead(work, longest)
         slots = min(self.slots, len(work.requests))
         weight = self.lm.get_input_embeddings().weight
         cache = Cache(self.lm.config, slots, longest + sampling.max_tokens, self.device, weight.dtype)
@@ -187,6 +202,26 @@ class Sampler:
             else:
                 slots = self._shrink(cache, work, slots)
                 self._advance(cache, work, slots)
+        return work.answers()
+
+    def _generate_ahead(self, work: _Work, longest: int) -> list[Answer]:
+        """The same answers, `ahead` tokens at a time with cache and buffers that stay where they are."""
+        slots = self.slots if self.device.type == "cuda" else min(self.slots, len(work.requests))
+        slots = min(slots, -(-len(work.requests) // 8) * 8)
+        positions = longest + work.sampling.max_tokens + self.ahead
+        decoder = self._decoder
+        if decoder is None or not decoder.serves(slots, positions, work.sampling):
+            self._decoder = None  # its memory is needed for the next one
+            decoder = self._decoder = _Decoder(self, slots, positions, work.sampling)
+        while work.running():
+            if work.should_refill(slots):
+                self._fill(decoder.cache, work, slots)
+                continue
+            tokens, log_probs = decoder.run(work, self.ahead)
+            self.steps += self.ahead
+            for step in range(self.ahead):
+                busy = [slot for slot in range(slots) if work.slot[slot] is not None]
+                work.add(busy, [tokens[step][slot] for slot in busy], [log_probs[step][slot] for slot in busy])
         return work.answers()
 
     def _fill(self, cache: Cache, work: _Work, slots: int) -> None:
@@ -238,6 +273,93 @@ class Sampler:
         cache.keep(torch.tensor(busy, device=self.device))
         work.slot = {new: work.slot[old] for new, old in enumerate(busy)}
         return len(busy)
+
+
+class _Decoder:
+    """One token for every slot, over buffers that keep their place: on CUDA a graph of kernels, replayed.
+
+    Decoding a small model is bound by launching its kernels one by one; a graph is launched at once. One graph is
+    captured per length of attention, in steps of SPAN positions, when it is first needed.
+    """
+
+    SPAN = 128
+
+    def __init__(self, sampler: Sampler, slots: int, positions: int, sampling: Sampling):
+        self.sampler, self.slots, self.sampling = sampler, slots, sampling
+        device = sampler.device
+        self.positions = -(-positions // self.SPAN) * self.SPAN
+        dtype = sampler.lm.get_input_embeddings().weight.dtype
+        self.cache = Cache(sampler.lm.config, slots, self.positions, device, dtype)
+        self.last = torch.zeros(slots, dtype=torch.long, device=device)
+        self.at = torch.zeros(slots, dtype=torch.long, device=device)
+        self.uniform = torch.zeros(slots, dtype=torch.float64, device=device)
+        self.log_probs = torch.zeros(slots, dtype=torch.float32, device=device)
+        self._graphs: dict[int, Any] = {}
+        self._pool: Any = None
+
+    def captured(self) -> bool:
+        """Whether graphs hold on to the present weights."""
+        return bool(self._graphs)
+
+    def serves(self, slots: int, positions: int, sampling: Sampling) -> bool:
+        """Whether these buffers and graphs do for another rollout."""
+        cuts = [(s.temperature, s.top_k, s.top_p) for s in (sampling, self.sampling)]
+        return slots == self.slots and positions <= self.positions and cuts[0] == cuts[1]
+
+    def run(self, work: _Work, ahead: int) -> tuple[list[list[int]], list[list[float]]]:
+        """Tokens and log-probabilities, each [ahead][slots]; those of idle slots mean nothing."""
+        device, slots = self.sampler.device, self.slots
+        places = work.positions(slots)
+        self.at.copy_(torch.tensor(places))
+        self.last.copy_(torch.tensor(work.last_tokens(slots)))
+        uniforms = torch.from_numpy(work.uniforms_ahead(slots, ahead)).to(device)
+        tokens = torch.empty((ahead, slots), dtype=torch.long, device=device)
+        log_probs = torch.empty((ahead, slots), dtype=torch.float32, device=device)
+        span = min(self.positions, -(-(max(places) + ahead) // self.SPAN) * self.SPAN)
+        for step in range(ahead):
+            self.uniform.copy_(uniforms[step])
+            self._replay(span)
+            tokens[step], log_probs[step] = self.last, self.log_probs
+        return tokens.tolist(), log_probs.tolist()
+
+    def _replay(self, span: int) -> None:
+        if self.sampler.device.type != "cuda":
+            self._step(span)
+            return
+        if span not in self._graphs:
+            self._capture(span)
+        self._graphs[span].replay()
+
+    def _capture(self, span: int) -> None:
+        """Warm up on another stream, as capturing asks for, then capture; the buffers are put back."""
+        kept = self.last.clone(), self.at.clone()
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                self._step(span)
+                self.last.copy_(kept[0])
+                self.at.copy_(kept[1])
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            self._step(span)
+        self._pool = graph.pool()
+        self._graphs[span] = graph
+        self.last.copy_(kept[0])
+        self.at.copy_(kept[1])
+
+    def _step(self, span: int) -> None:
+        """Read `last` at `at`, draw by `uniform`; `last`, `log_probs` and `at` are then those of the new tokens."""
+        sampler = self.sampler
+        self.cache.extend(self.at, span)
+        seen = (torch.arange(span, device=sampler.device)[None] <= self.at[:, None])[:, None, None]
+        hidden = sampler._pass(self.last[:, None], self.at[:, None], seen, self.cache)
+        logits = sampler.lm.get_output_embeddings()(hidden[:, 0])
+        tokens, log_probs = draw(logits, self.sampling, self.uniform)
+        self.last.copy_(tokens)
+        self.log_probs.copy_(log_probs)
+        self.at.add_(1).clamp_(max=self.positions - 1)
 
 
 class _Work:
@@ -294,6 +416,15 @@ class _Work:
     def uniforms(self, busy: list[int]) -> list[float]:
         """The next number in [0, 1) of each answer's own stream."""
         return [self._streams[request].random() for slot in busy if (request := self.slot[slot]) is not None]
+
+    def uniforms_ahead(self, slots: int, ahead: int) -> np.ndarray:
+        """The next numbers of each slot's answer, float64 [ahead, slots]; idle slots have ½."""
+        out = np.full((ahead, slots), 0.5)
+        for slot in range(slots):
+            request = self.slot[slot]
+            if request is not None:
+                out[:, slot] = self._streams[request].random(ahead)
+        return out
 
     def add(self, busy: list[int], tokens: list[int], log_probs: list[float]) -> None:
         """One drawn token per busy slot; an answer that ends frees its slot."""

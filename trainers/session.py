@@ -59,14 +59,14 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
     if found:
         worker.beat.at("restore", found[0].step)
         stands = checkpoint.load(found[1], trained, ranks)
-        place = replace(place, step=stands.step, cursor=stands.cursor, tokens=stands.tokens)
+        place = replace(place, step=stands.step, cursor=stands.cursor, tokens=stands.tokens, state=stands.state)
     elif old and recipe.continue_:
         worker.beat.at("restore", 0)
         checkpoint.load(old[1], trained, ranks, moments=recipe.continue_.moments)
         if recipe.continue_.rows == "next":
             place = replace(place, cursor=old[0].cursor, tokens=old[0].tokens)
     ranks.barrier()
-    objective = trainer.objective(settings, replace(start, cursor=place.cursor))
+    objective = trainer.objective(settings, replace(start, cursor=place.cursor, state=place.state))
     length = Length(
         steps,
         schedule,

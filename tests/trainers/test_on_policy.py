@@ -1,0 +1,138 @@
+"""Learning from own samples, whole runs: rewards rise, and neither kills nor the cut into ranks change anything."""
+
+import json
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cluster.errors import RecipeError
+from trainers.iteration import order
+from trainers.log import read_metrics
+from trainers.train import train
+
+
+def vowels(record, answer):
+    """What the tests pay for: the share of characters that are `record["like"]`."""
+    return sum(character in record["like"] for character in answer) / max(1, len(answer))
+
+
+@pytest.fixture(scope="module")
+def prompts(tmp_path_factory):
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    path.write_text(
+        "".join(json.dumps({"prompt": f"say {n}", "answer": "7", "pattern": "a"}) + "\n" for n in range(48))
+    )
+    return str(path)
+
+
+LENGTH = {"length": {"most": 0, "scale": 20, "weight": 1.0}}
+
+
+@pytest.fixture
+def on_policy(recipe, prompts):
+    """A recipe: short answers are better; call it with changes of the objective."""
+
+    def make(trainer="grpo", changes=None, **fields):
+        objective = {"prompts": prompts, "rewards": LENGTH, "sampling": {"max_tokens": 12, "samples": 4}, "slots": 8}
+        base = {"trainer": trainer, "batch_rows": 16, "micro_rows": 8, "workers": 2, "steps": 24, "export": False}
+        base |= {"objective": objective | (changes or {}), "schedule": {"rate": 2e-2, "warmup": 2}}
+        return recipe(**{**base, **fields})
+
+    return make
+
+
+def figures(out):
+    return [line for line in read_metrics(str(out)) if "reward" in line]
+
+
+ALGORITHMS = [
+    ("grpo", {"kl": 0.01}, 1),
+    ("grpo", {"advantage": "dr_grpo", "minibatches": 2, "epochs": 2, "entropy": 0.001}, 0),
+    ("grpo", {"advantage": "rloo", "kl": 0.01, "kl_estimate": "k2"}, 3),
+    ("grpo", {"advantage": "reinforce_pp", "kl": 0.01, "kl_estimate": "k1", "importance": 2.0}, 1),
+    ("ppo", {"epochs": 2, "kl_target": 5.0, "stop_kl": 0.5}, 1),
+    ("ppo", {"epochs": 2, "value_clip": None, "target": "td", "kl": 0.0, "whiten": "biased"}, 2),
+]
+
+
+@pytest.mark.parametrize(("trainer", "changes", "zero"), ALGORITHMS, ids=lambda v: str(v)[:40])
+def test_two_workers_learn_that_short_answers_are_better(on_policy, tmp_path, crew, trainer, changes, zero):
+    steps = 24 * changes.get("epochs", 1) * changes.get("minibatches", 1)
+    train(on_policy(trainer, changes, engine={"zero": zero}, steps=steps), str(tmp_path), crew=crew)
+    lines = figures(tmp_path)
+    first = np.mean([line["reward"] for line in lines[:3]])
+    last = np.mean([line["reward"] for line in lines[-3:]])
+    assert last > first + 0.2, [round(line["reward"], 2) for line in lines]
+    assert max(line["gap"] for line in lines) < 1e-4
+    assert all(line["rollout_seconds"] > 0 for line in lines)
+
+
+def test_every_prompt_comes_once_per_pass_wherever_a_run_begins():
+    whole = order(0, 30, 10, 3)
+    assert [sorted(whole[i : i + 10]) for i in (0, 10, 20)] == [list(range(10))] * 3
+    assert whole[:10] != whole[10:20]
+    assert order(7, 13, 10, 3) == whole[7:20]
+
+
+def _history(out):
+    kept = ("step", "loss", "reward", "kl", "answer_tokens", "kl_weight", "row")
+    return [{name: line[name] for name in kept} for line in figures(out)]
+
+
+@pytest.mark.parametrize("trainer", ["grpo", "ppo"])
+def test_a_worker_killed_within_an_iteration_changes_nothing(on_policy, tmp_path, crew, trainer):
+    """Iterations of four steps, checkpoints due within them; the iteration is done again and no sample counts twice."""
+    changes = {"minibatches": 2, "epochs": 2, "kl": 0.02, "kl_target": 3.0}
+    recipe = on_policy(trainer, changes, steps=40, checkpoint_every=3)
+    train(recipe, str(tmp_path / "whole"), crew=crew)
+    out = tmp_path / "struck"
+    struck = []
+    finished = threading.Event()
+
+    def strike():
+        while not struck and not finished.is_set():
+            lines = figures(out)
+            if len(lines) >= 14:
+                struck.append(len(lines))
+                os.kill(json.loads((out / "workers.json").read_text())["pids"][1], signal.SIGKILL)
+            time.sleep(0.005)
+
+    striker = threading.Thread(target=strike)
+    striker.start()
+    report = train(recipe, str(out), crew=crew)
+    finished.set()
+    striker.join()
+    assert report.restarts == 1
+    assert _history(out) == _history(tmp_path / "whole")
+    rows = [line["row"] for line in figures(out)]
+    assert rows == [8 * (1 + step // 4) for step in range(40)]
+
+
+def test_checkpoints_lie_between_iterations(on_policy, tmp_path, crew):
+    changes = {"minibatches": 2, "epochs": 2}
+    train(on_policy("grpo", changes, steps=12, checkpoint_every=3, keep=10), str(tmp_path), crew=crew)
+    places = [json.loads(p.read_text()) for p in sorted(Path(tmp_path, "checkpoints").glob("*/checkpoint.json"))]
+    assert [(p["step"], p["cursor"]) for p in places] == [(4, 8), (8, 16), (12, 24)]
+
+
+def test_the_gap_between_sampler_and_trainer_stops_the_run(on_policy, tmp_path, crew):
+    with pytest.raises(Exception, match="sampler and trainer differ by"):
+        train(on_policy("grpo", {"max_gap": 1e-12}, steps=2), str(tmp_path), crew=crew)
+
+
+def test_what_cannot_be_learned_is_refused(on_policy, tmp_path, crew):
+    with pytest.raises(RecipeError, match="say how many steps"):
+        train(on_policy(steps=None), str(tmp_path))
+    for changes, message in (
+        ({"rewards": {}}, "nothing says which answer is better"),
+        ({"sampling": {"samples": 3, "max_tokens": 4}}, "are not whole prompts"),
+        ({"sampling": {"samples": 1, "max_tokens": 4}}, "compares answers"),
+        ({"sampling": {"samples": 4, "temperature": 0, "max_tokens": 4}}, "nothing can be compared"),
+    ):
+        with pytest.raises(Exception, match=message):
+            train(on_policy(changes=changes), str(tmp_path / message[:5]), crew=crew)

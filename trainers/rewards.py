@@ -1,0 +1,182 @@
+"""What an answer is worth, by rules: right numbers, mathematics, passed tests, format, length; summed by weights.
+
+Every rule is a function of the prompt's record (its line of the prompts file) and the answer's text, and of settings
+that the recipe gives beside its weight. `rewards: {number: 1.0, format: {weight: 0.2, pattern: "…"}}`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import re
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from importlib import import_module
+from typing import Any, Protocol
+
+from cluster.errors import RecipeError, nearest
+
+Record = Mapping[str, Any]
+RULES = ("number", "mathematics", "passes", "format", "length")
+"""The functions of this file; others are named `module:function`."""
+
+
+class Rule(Protocol):
+    """A reward."""
+
+    def __call__(self, record: Record, answer: str, **settings: Any) -> float: ...
+
+
+# ---- rules -------------------------------------------------------------------------------------------------------
+
+_NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?(?:/\d+)?")
+
+
+def last_number(text: str) -> float | None:
+    """The number that a text ends with: the one behind its last `####`, in its last `\\boxed{}`, or its last one.
+
+    >>> last_number("4 + 4 = 8, so\\n#### 1,200."), last_number("it is $-3/4$"), last_number("none")
+    (1200.0, -0.75, None)
+    """
+    if "####" in text:
+        text = text.rpartition("####")[2]
+        found = _NUMBER.findall(text)[:1]
+    elif boxed := re.findall(r"\\boxed\{([^{}]*)\}", text):
+        found = _NUMBER.findall(boxed[-1])[-1:]
+    else:
+        found = _NUMBER.findall(text)[-1:]
+    if not found:
+        return None
+    top, _, bottom = found[0].replace(",", "").partition("/")
+    if bottom and not float(bottom):
+        return None
+    return float(top) / (float(bottom) if bottom else 1.0)
+
+
+def number(record: Record, answer: str, *, key: str = "answer", tolerance: float = 1e-6) -> float:
+    """1 when the answer's number is that of record[key] (GSM8K solutions with `####` as they are), else 0."""
+    expected, found = last_number(str(record[key])), last_number(answer)
+    if expected is None:
+        raise RecipeError(f"rewards: number: {key}: {record[key]!r} of a prompt holds no number")
+    return float(found is not None and abs(found - expected) <= tolerance * max(1.0, abs(expected)))
+
+
+def mathematics(record: Record, answer: str, *, key: str = "answer") -> float:
+    """1 when the answer is mathematically equal to record[key] by the package math-verify (extra `math`), else 0."""
+    try:
+        from math_verify import parse, verify
+    except ImportError:
+        raise RecipeError(
+            "rewards: mathematics needs the package math-verify: pip install 'corpusmill[math]'"
+        ) from None
+    # its own time limits use signals, which work in the main thread only; workers train in another
+    expected = parse(str(record[key]), parsing_timeout=None)
+    return float(verify(expected, parse(answer, parsing_timeout=None), timeout_seconds=None))
+
+
+def format(_record: Record, answer: str, *, pattern: str) -> float:
+    """1 when the whole answer, white space around it aside, matches the regular expression, else 0."""
+    return float(re.fullmatch(pattern, answer.strip(), re.DOTALL) is not None)
+
+
+def length(_record: Record, answer: str, *, most: int, scale: int = 100) -> float:
+    """0 up to `most` characters, then falling by 1 per `scale` characters down to −1 (Yu et al. 2025, eq. 13)."""
+    return -min(1.0, max(0.0, (len(answer) - most) / scale))
+
+
+_FENCE = re.compile(r"```(?:python|py)?\s*\n(.*?)```", re.DOTALL)
+
+_CAGE = """
+import ctypes, os, resource, sys
+seconds, memory = int(sys.argv[1]), int(sys.argv[2])
+try:  # namespaces of its own: no network, where the kernel lets us
+    libc = ctypes.CDLL(None)
+    libc.unshare(0x10000000 | 0x40000000)
+except OSError:
+    pass
+limits = [(resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 1 << 20),
+          (resource.RLIMIT_NOFILE, 32), (resource.RLIMIT_CORE, 0)]
+for kind, value in limits:
+    resource.setrlimit(kind, (value, value))
+source = sys.stdin.read()
+sys.argv = ["answer"]
+exec(compile(source, "answer", "exec"), {"__name__": "answer"})
+"""
+
+
+def passes(record: Record, answer: str, *, key: str = "tests", seconds: float = 5.0, memory_mib: int = 512) -> float:
+    """1 when the answer's Python (its last fenced block, or all of it) passes the code in record[key], else 0.
+
+    It runs in a process of its own: isolated interpreter, empty environment, a folder that is deleted, limits on CPU
+    time, memory, file size and open files, no network where the kernel allows a namespace; ended with all its
+    children after `seconds`. That keeps accidents away from a training run; it is no jail for a hostile program.
+    """
+    blocks = _FENCE.findall(answer)
+    word = secrets.token_hex(16)  # leaving early with status 0 is not passing
+    source = (
+        f"{blocks[-1] if blocks else answer}\n\n{record[key]}\n\nimport sys as _sys\n_sys.__stdout__.write({word!r})\n"
+    )
+    command = [sys.executable, "-I", "-S", "-c", _CAGE, str(max(1, round(seconds))), str(memory_mib << 20)]
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            command, cwd=folder, env={}, text=True, errors="replace", start_new_session=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+        try:
+            out, _ = process.communicate(source, timeout=seconds)
+        except subprocess.TimeoutExpired:
+            return 0.0
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+    return float(process.returncode == 0 and out.endswith(word))
+
+
+# ---- their sum ---------------------------------------------------------------------------------------------------
+
+
+class Scorer:
+    """The weighted sum of rules."""
+
+    def __init__(self, rewards: Mapping[str, Any]):
+        """name → weight, or name → {weight: …, settings of the rule}. Raises RecipeError for what no rule takes."""
+        self.parts: list[tuple[str, Rule, float, dict[str, Any]]] = []
+        for name, given in rewards.items():
+            settings = dict(given) if isinstance(given, Mapping) else {"weight": given}
+            weight = float(settings.pop("weight", 1.0))
+            rule = _rule(name)
+            known = inspect.signature(rule).parameters
+            for setting in settings:
+                if setting not in known:
+                    raise RecipeError(f"rewards: {name} has no setting '{setting}'{nearest(setting, list(known))}")
+            for setting, parameter in list(known.items())[2:]:
+                required = parameter.kind == parameter.KEYWORD_ONLY and parameter.default is parameter.empty
+                if required and setting not in settings:
+                    raise RecipeError(f"rewards: {name} needs the setting '{setting}'")
+            self.parts.append((name, rule, weight, settings))
+
+    def __call__(self, record: Record, answer: str) -> dict[str, float]:
+        """The value of every rule by name, unweighted."""
+        return {name: rule(record, answer, **settings) for name, rule, _, settings in self.parts}
+
+    def total(self, values: Mapping[str, float]) -> float:
+        """Σ weight · value."""
+        return sum(weight * values[name] for name, _, weight, _ in self.parts)
+
+
+def _rule(name: str) -> Rule:
+    if ":" in name:
+        module, _, function = name.partition(":")
+        try:
+            return getattr(import_module(module), function)  # type: ignore[no-any-return]
+        except (ImportError, AttributeError) as error:
+            raise RecipeError(f"rewards: {name}: {error}") from error
+    if name not in RULES:
+        raise RecipeError(f"rewards: no rule named '{name}'{nearest(name, RULES)}; or give module:function")
+    return globals()[name]  # type: ignore[no-any-return]
