@@ -24,7 +24,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+PLACES = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parent)]
+sys.path[:0] = PLACES
 
 SMALL = {"hidden_size": 256, "layers": 4, "heads": 4, "intermediate_size": 704}
 TINY = {"hidden_size": 64, "layers": 2, "heads": 4, "intermediate_size": 128}
@@ -244,7 +245,7 @@ def main() -> int:
         if "packed" in laws:
             # in a process of its own, so that its GPU memory is gone afterwards
             code = f"import json, gpu_laws; print(json.dumps(gpu_laws.packed({data!r}, {options.device!r})))"
-            place = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[:2])}
+            place = {**os.environ, "PYTHONPATH": os.pathsep.join(PLACES)}
             done = subprocess.run([sys.executable, "-c", code], env=place, capture_output=True, text=True, check=False)
             answer = done.stdout.strip().splitlines()
             failed = [("packed equals separate", False, done.stderr[-2000:])]

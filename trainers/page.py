@@ -139,8 +139,8 @@ def plot(title: str, curves: dict[str, Line], *, logarithmic: bool = False, poin
         if not points:
             marks.append(f'<polyline fill="none" stroke="{colour}" stroke-width="1.6" points="{" ".join(places)}"/>')
         if points or len(places) <= 40:
-            for place in places:
-                left_of, top = place.split(",")
+            for spot in places:
+                left_of, top = spot.split(",")
                 marks.append(f'<circle cx="{left_of}" cy="{top}" r="2.6" fill="{colour}"/>')
         legend.append(f'<span style="color:{colour}">● {html.escape(name)}</span>')
     shown = f"<div class=dim>{' '.join(legend)}</div>" if len(curves) > 1 else ""
