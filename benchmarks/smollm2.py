@@ -235,7 +235,7 @@ def wilson(right: float, count: int) -> tuple[float, float]:
 
 def sft(bench: Bench, began: float) -> None:
     before = bench.held_out(bench.start)
-    report, last = bench.run("sft", 60, 5e-5, bench.sft, trainer="sft")
+    report, last = bench.run("sft", 24, 5e-5, bench.sft, trainer="sft")
     again = bench.held_out(report.export)
     rows = [
         ["start", f"{before:.4f}", f"{math.exp(before):.2f}", ""],
@@ -252,7 +252,7 @@ def speed(last: dict[str, float]) -> float:
 
 
 def reward(bench: Bench, began: float) -> None:
-    report, last = bench.run("reward", 100, 3e-5, bench.answers, trainer="reward", objective={"centring": 0.01})
+    report, last = bench.run("reward", 30, 2e-5, bench.answers, trainer="reward", objective={"centring": 0.01})
     names = ["accuracy", "calibration_error", "accuracy_longer_better", "accuracy_shorter_better", "length_correlation"]
     rows = [["loss", f"{last['validation']:.4f}"]]
     for name in names:
@@ -266,7 +266,7 @@ def dpo(bench: Bench, began: float) -> None:
     judge = bench.work / "reward" / "model"
     if not judge.is_dir():
         sys.exit(f"{judge}: not there; run `reward` first: its model judges")
-    report, last = bench.run("dpo", 60, 1e-6, bench.answers, trainer="preference", objective={"beta": 0.1})
+    report, last = bench.run("dpo", 30, 1e-6, bench.answers, trainer="preference", objective={"beta": 0.1})
     prompts = held_out_prompts(bench, 96 if bench.cuda else 2)
     answers = [generated(bench, folder, prompts) for folder in (bench.start, report.export)]
     before, after = (values(bench, judge, prompts, one) for one in answers)
@@ -364,10 +364,10 @@ def distill(bench: Bench, began: float) -> None:
     shutil.rmtree(half, ignore_errors=True)
     for line in prune(str(bench.start), str(half), Prune(layers=layers // 2, even=True)):
         print(line)
-    common: dict[str, Any] = {"start_from": str(half), "steps": bench.options.steps or 150}
-    _, without = bench.run("distill_alone", 150, 5e-4, bench.sft, trainer="sft", **common)
+    common: dict[str, Any] = {"start_from": str(half)}
+    _, without = bench.run("distill_alone", 100, 5e-4, bench.sft, trainer="sft", **common)
     objective = {"teachers": {str(bench.start): 1.0}, "train_on": "responses", "hard": 0.3, "temperature": 1.0}
-    taught, with_teacher = bench.run("distill", 150, 5e-4, bench.sft, trainer="distill", objective=objective, **common)
+    taught, with_teacher = bench.run("distill", 100, 5e-4, bench.sft, trainer="distill", objective=objective, **common)
     rows = [
         ["teacher", f"{bench.held_out(bench.start):.4f}", ""],
         [f"student, {layers // 2} of {layers} blocks, before", f"{bench.held_out(half):.4f}", ""],
@@ -394,7 +394,7 @@ def prune_half(bench: Bench, began: float) -> None:
     before, after = bench.held_out(bench.start), bench.held_out(small)
     objective = {"teachers": {str(bench.start): 1.0}, "train_on": "responses", "hard": 0.3}
     report, last = bench.run(
-        "healed", 150, 5e-4, bench.sft, trainer="distill", objective=objective, start_from=str(small)
+        "healed", 100, 5e-4, bench.sft, trainer="distill", objective=objective, start_from=str(small)
     )
     healed = last["validation"]
     times = timed(bench, [bench.start, Path(report.export)])

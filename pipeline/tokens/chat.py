@@ -42,6 +42,7 @@ class Chat(Transform):
     gives: ClassVar[Row] = Row.TOKENS
 
     train_on: Literal["assistant", "all"] = Field("assistant", description="whose words are targets")
+    prefix: str = Field("", description="a task's command, put in front of the first thing that the user says")
     tokenizer: str | None = Field(None, description="folder that AutoTokenizer opens; else the recipe's own")
     keep: list[str] = Field([], description="columns to carry along (scores or cluster sizes for mixing)")
 
@@ -74,7 +75,7 @@ class Chat(Transform):
         for row, text in enumerate(docs.column("text").to_pylist()):
             talk: list[tuple[str, str]] = []
             try:
-                talk = messages_of(json.loads(text))
+                talk = prefixed(messages_of(json.loads(text)), self.prefix)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
                 verdict.fail(row, f"not a conversation: {type(error).__name__}: {error}", "bad_conversation")
             else:
@@ -116,6 +117,17 @@ class Chat(Transform):
         ids = np.concatenate(out) if out else np.zeros(0, dtype)
         mask = np.concatenate(masks) if masks else np.zeros(0, bool)
         return ids, np.array(ends, np.int64), mask.astype(np.uint8)
+
+
+def prefixed(talk: list[tuple[str, str]], prefix: str) -> list[tuple[str, str]]:
+    """The talk with a command in front of its first user's turn, or as that turn where nobody asks."""
+    if not prefix:
+        return talk
+    for place, (role, text) in enumerate(talk):
+        if role == "user":
+            return [*talk[:place], (role, prefix + text), *talk[place + 1 :]]
+    systems = sum(role == "system" for role, _ in talk)
+    return [*talk[:systems], ("user", prefix), *talk[systems:]]
 
 
 def messages_of(content: Any) -> list[tuple[str, str]]:

@@ -6,7 +6,7 @@ import pytest
 from cluster.errors import RecipeError
 from pipeline.pack.best_fit import BestFit
 from pipeline.step import Documents
-from pipeline.tokens.chat import Chat, messages_of
+from pipeline.tokens.chat import Chat, messages_of, prefixed
 from pipeline.tokens.train_bpe import train_bpe
 from pipeline.tokens.vocabulary import config_json
 from tests.pipeline.pack.local_stage import LocalStage, run_transform
@@ -61,6 +61,25 @@ def test_the_targets_read_as_the_answers_of_the_assistant(tokenizer, talks):
         ids, mask = ids_and_mask(row)
         answers = "".join(f"{content}<|im_end|>" for role, content in messages_of(talk) if role == "assistant")
         assert reference.decode([token for token, on in zip(ids, mask, strict=True) if on]) == answers
+
+
+def test_a_command_goes_in_front_of_the_first_question_and_is_not_learned(tokenizer):
+    talk = [
+        {"role": "system", "content": "Be brief."}, {"role": "user", "content": "The cat sat."},
+        {"role": "assistant", "content": "猫坐着。"}, {"role": "user", "content": "Again."},
+        {"role": "assistant", "content": "猫。"},
+    ]  # fmt: skip
+    by_hand = [talk[0], {"role": "user", "content": "Translate: The cat sat."}, *talk[2:]]
+    (found,) = rows_of(tokenizer, [talk], prefix="Translate: ").to_pylist()
+    (expected,) = rows_of(tokenizer, [by_hand]).to_pylist()
+    assert ids_and_mask(found) == ids_and_mask(expected)
+    (plain,) = rows_of(tokenizer, [talk]).to_pylist()
+    assert sum(ids_and_mask(found)[1]) == sum(ids_and_mask(plain)[1])
+    assert prefixed([("system", "s"), ("assistant", "a")], "Go.") == [
+        ("system", "s"),
+        ("user", "Go."),
+        ("assistant", "a"),
+    ]
 
 
 def test_a_turn_cannot_forge_another_speaker(tokenizer):
