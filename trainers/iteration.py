@@ -262,6 +262,7 @@ class Iterations:
             )
         return figures
 
+    @torch.no_grad()
     def over(self, role: Any, samples: Samples, want: Any) -> Tensor:
         """What a role says of all answers, [answers, width] on the CPU. Equally many calls on every rank."""
         found = []

@@ -16,11 +16,6 @@ from trainers.log import read_metrics
 from trainers.train import train
 
 
-def vowels(record, answer):
-    """What the tests pay for: the share of characters that are `record["like"]`."""
-    return sum(character in record["like"] for character in answer) / max(1, len(answer))
-
-
 @pytest.fixture(scope="module")
 def prompts(tmp_path_factory):
     path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
