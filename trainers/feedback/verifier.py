@@ -26,7 +26,9 @@ _OPERATORS: dict[type, Callable[[float, float], float]] = {
 }  # fmt: skip
 WORDS = {"half": 2, "twice": 2, "double": 2, "pair": 2, "dozen": 12, "triple": 3, "third": 3, "quarter": 4, "week": 7}
 WORDS |= {"year": 12, "hour": 60, "minute": 60, "day": 24, "percent": 100, "%": 100}
-WORDS |= {w: i for i, w in enumerate("zero one two three four five six seven eight nine ten".split())}
+WORDS |= {
+    w: i for i, w in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
+}
 FEATURES = (
     "right sums", "a wrong sum", "no sum", "numbers from nowhere", "problem's numbers used", "results used again",
     "answer is last result", "answer is whole", "answer below 0", "a result below 0", "a result not whole",

@@ -86,7 +86,6 @@ def test_what_cannot_be_answered_is_an_error_that_says_why(url):
 
 def test_a_limit_of_requests_per_minute_is_kept(url):
     server = Server(Endpoint(url=url, model="m", first_wait=0.0, per_minute=600))
-    import time
 
     began = time.monotonic()
     server.write([user("a"), user("b")], Draw())
