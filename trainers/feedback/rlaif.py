@@ -7,17 +7,18 @@ reward at once, and nothing is trained but the policy.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from cluster.errors import RecipeError
-from cluster.settings import Settings
-from trainers.feedback.judge import Comparing, Rating, label, rate
+from cluster.settings import Settings, make
+from trainers.feedback.judge import RATE, Comparing, Rating, label, rate
 from trainers.feedback.stages import as_chat, same_loop, spread, stage, trained, write_jsonl, write_texts
-from trainers.feedback.writer import Draw, Model, Writer
+from trainers.feedback.writer import Draw, Endpoint, Model, Writer
 
 
 class Rlaif(Settings):
@@ -97,3 +98,29 @@ def direct_reward(judge: Writer, settings: Rating) -> Callable[[Sequence[Any], S
         return [(score - middle) / half for score in rate(judge, prompts, answers, settings)]
 
     return reward
+
+
+def direct(
+    record: Mapping[str, Any],
+    answer: str,
+    *,
+    judge: str,
+    template: str = RATE,
+    lowest: int = 1,
+    highest: int = 9,
+    lead: str = "",
+) -> float:
+    """d-RLAIF as a rule of a reward recipe: `trainers.feedback.rlaif:direct: {weight: 1, judge: FOLDER or URL#MODEL}`.
+
+    record["prompt"] is text or messages; the other settings are those of `Rating`. In [-1, 1].
+    """
+    settings = Rating(template=template, lowest=lowest, highest=highest, lead=lead)
+    return direct_reward(_opened(judge), settings)([record["prompt"]], [answer])[0]
+
+
+@functools.lru_cache(maxsize=4)
+def _opened(judge: str) -> Writer:
+    if judge.startswith(("http://", "https://")):
+        url, _, model = judge.partition("#")
+        return Model(endpoint=make(Endpoint, {"url": url, "model": model}, "judge")).open()
+    return make(Model, {"folder": judge}, "judge").open()

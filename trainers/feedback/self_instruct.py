@@ -192,7 +192,8 @@ def _answered(
 
     def work() -> list[Mapping[str, Any]]:
         asked = [user(one["instruction"]) for one in part]
-        kinds = writer.write([user(KIND.replace("{instruction}", one["instruction"])) for one in part], Draw(max_tokens=4))  # type: ignore[call-arg]  # fmt: skip
+        questions = [user(KIND.replace("{instruction}", one["instruction"])) for one in part]
+        kinds = writer.write(questions, Draw(max_tokens=4))  # type: ignore[call-arg]
         answers = answerer.write(asked, settings.answering)
         lineage = {"writer": writer.name, "answerer": answerer.name, "seeds": settings.seeds}
         return [

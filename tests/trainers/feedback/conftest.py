@@ -17,7 +17,8 @@ def tuned(chat_tokenizer, preference_writer, tmp_path_factory, local_ray):
     from trainers.train import train
 
     out = tmp_path_factory.mktemp("tuned")
-    rows = [json.loads(line) for line in Path(preference_writer(out / "raw.jsonl", 48)).open()]
+    raw = Path(preference_writer(out / "raw.jsonl", 48)).read_text()
+    rows = [json.loads(line) for line in raw.splitlines()]
     source = out / "real.jsonl"
     source.write_text("".join(json.dumps({"prompt": r["prompt"], "answers": [r["chosen"]]}) + "\n" for r in rows))
     write_answers(str(source), chat_tokenizer, str(out / "packed"), seq_len=128, validation=0)
