@@ -22,7 +22,7 @@ class JudgeFile(Settings):
 
     data: tuple[str, ...] = Field(description="files of prompts with answers, or chosen and rejected")
     judge: Model = Field(description="who judges")
-    comparing: Comparing = Field(default_factory=Comparing, description="how it is asked")
+    comparing: Comparing = Field(Comparing(), description="how it is asked")  # type: ignore[call-arg]
 
 
 class SelectFile(Settings):

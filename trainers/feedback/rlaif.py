@@ -18,7 +18,7 @@ from cluster.errors import RecipeError
 from cluster.settings import Settings, make
 from trainers.feedback.judge import RATE, Comparing, Rating, label, rate
 from trainers.feedback.stages import as_chat, same_loop, spread, stage, trained, write_jsonl, write_texts
-from trainers.feedback.writer import Draw, Endpoint, Model, Writer
+from trainers.feedback.writer import Draw, Endpoint, Model, Server, Writer
 
 
 class Rlaif(Settings):
@@ -122,5 +122,5 @@ def direct(
 def _opened(judge: str) -> Writer:
     if judge.startswith(("http://", "https://")):
         url, _, model = judge.partition("#")
-        return Model(endpoint=make(Endpoint, {"url": url, "model": model}, "judge")).open()
+        return Server(make(Endpoint, {"url": url, "model": model}, "judge"))
     return make(Model, {"folder": judge}, "judge").open()

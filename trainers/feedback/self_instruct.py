@@ -26,8 +26,10 @@ WRITE = "Come up with a series of different tasks. Continue the list, one task a
 KIND = """Can this task be regarded as a classification task, with few possible outputs? Reply with Yes or No alone.
 
 Task: {instruction}"""
-UNFIT = ("image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "draw", "plot", "video")
-UNFIT += ("audio", "music", "flowchart", "diagram", "go to")
+UNFIT = (
+    "image", "images", "graph", "graphs", "picture", "pictures", "file", "files", "map", "draw", "plot", "video",
+    "audio", "music", "flowchart", "diagram", "go to",
+)  # fmt: skip
 """What a language model cannot see or do, by the paper's list."""
 _WORD = re.compile(r"[\u3040-\u30ff\u4e00-\u9fff]|[^\W_]+")
 

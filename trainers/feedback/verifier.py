@@ -141,10 +141,10 @@ def spoil(solution: str, rng: np.random.Generator, question: str = "") -> str:
         places = list(NUMBER.finditer(expression))
         pool = [f"{n:g}" for n in numbers(question)]
         if places:
-            place = places[int(rng.integers(len(places)))]
-            near = f"{numbers(place[0])[0] + rng.integers(1, 10):g}"
+            number = places[int(rng.integers(len(places)))]
+            near = f"{numbers(number[0])[0] + rng.integers(1, 10):g}"
             other = pool[int(rng.integers(len(pool)))] if pool and kind == 2 else near
-            changed = expression[: place.start()] + other + expression[place.end() :]
+            changed = expression[: number.start()] + other + expression[number.end() :]
     made = value_of(changed)
     if kind == 4 or made is None or changed == expression:  # a slip in the result
         said = value_of(result)

@@ -18,7 +18,7 @@ FOLDER = Path(__file__).parents[3] / "recipes/feedback"
 KINDS = (JudgeFile, SelectFile, Rlaif, Spin, SelfRewarding, SelfInstruct)
 
 
-@pytest.mark.parametrize("action,kind", zip(ACTIONS, KINDS, strict=True), ids=ACTIONS)
+@pytest.mark.parametrize(("action", "kind"), zip(ACTIONS, KINDS, strict=True), ids=ACTIONS)
 def test_each_recipe_names_settings_that_exist(action, kind):
     made = make(kind, read_yaml(FOLDER / f"{action}.yaml"), action)
     for part in ("train", "begin", "reward", "policy"):
