@@ -121,6 +121,11 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--unique-tokens", type=float, help="plan: how many tokens there are, if they are repeated")
     made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments")
 
+    made = verb("feedback", _feedback, "judge, choose among or synthesise answers, and loops that learn from them")
+    made.add_argument("action", choices=["judge", "select", "rlaif", "spin", "self_rewarding", "self_instruct"])
+    recipe_options(made)
+    made.add_argument("--out", required=True, help="folder; the same command again continues")
+
     made = verb("demo", _demo, "crawl Python's documentation, make a corpus of it, train a small model on it")
     made.add_argument("--out", default="runs/demo")
     return parser
@@ -280,6 +285,14 @@ def _scale(options: argparse.Namespace) -> int:
     from trainers.scaling.told import scale
 
     return scale(options)
+
+
+def _feedback(options: argparse.Namespace) -> int:
+    from trainers.feedback.command import feedback
+
+    for line in feedback(options.action, options.recipe, options.out, options.assignments):
+        print(line)
+    return 0
 
 
 def _demo(options: argparse.Namespace) -> int:

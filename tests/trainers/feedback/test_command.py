@@ -1,0 +1,42 @@
+"""The command: every recipe of recipes/feedback is understood, and `select` tells its figures."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import RecipeError
+from cluster.settings import make, read_yaml
+from corpusmill import main
+from trainers.feedback.command import ACTIONS, JudgeFile, SelectFile, feedback
+from trainers.feedback.rlaif import Rlaif
+from trainers.feedback.self_instruct import SelfInstruct
+from trainers.feedback.self_rewarding import SelfRewarding
+from trainers.feedback.spin import Spin
+
+FOLDER = Path(__file__).parents[3] / "recipes/feedback"
+KINDS = (JudgeFile, SelectFile, Rlaif, Spin, SelfRewarding, SelfInstruct)
+
+
+@pytest.mark.parametrize(("action", "kind"), zip(ACTIONS, KINDS, strict=True), ids=ACTIONS)
+def test_each_recipe_names_settings_that_exist(action, kind):
+    made = make(kind, read_yaml(FOLDER / f"{action}.yaml"), action)
+    for part in ("train", "begin", "reward", "policy"):
+        if hasattr(made, part):
+            from trainers.recipe import from_mapping
+
+            from_mapping({"data": "x", "start_from": "y", **getattr(made, part)})
+
+
+def test_select_tells_and_writes_what_each_method_reaches(tmp_path, capsys):
+    problem = {"solutions": ["so 3", "so 4", "it is 4"], "answer": "#### 4", "tokens": [2, 2, 3]}
+    (tmp_path / "in.jsonl").write_text(json.dumps(problem) + "\n")
+    (tmp_path / "select.yaml").write_text(f"data: [{tmp_path}/in.jsonl]\nns: [1, 3]\n")
+    arguments = ["feedback", "select", str(tmp_path / "select.yaml"), "--out", str(tmp_path / "out")]
+    assert main(arguments) == 0
+    told = capsys.readouterr().out.splitlines()
+    assert told[1].split() == ["majority", "66.67%", "100.00%"]
+    assert told[3].split()[-2:] == ["2.3", "7.0"]
+    assert len(json.loads((tmp_path / "out/report.json").read_text())) == 4
+    with pytest.raises(RecipeError, match="no setting named 'method'"):
+        list(feedback("select", str(tmp_path / "select.yaml"), str(tmp_path), ["method=majority"]))

@@ -1,0 +1,56 @@
+"""SPIN end to end over Ray and DeepSpeed with two workers, cut off once."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from cluster.errors import RecipeError
+from trainers.feedback.spin import Spin, real_pairs, spin
+
+SHORT = {"batch_rows": 8, "micro_rows": 4, "workers": 2, "device": "cpu", "schedule": {"rate": 2e-3, "warmup": 1}}
+
+
+def cats(folder: Path) -> float:
+    """Share of words that are `cat` in the answers of a round."""
+    texts = [row["texts"][0] for part in sorted(folder.glob("part-*.json")) for row in json.loads(part.read_text())]
+    words = " ".join(texts).split()
+    return sum(word == "cat" for word in words) / max(1, len(words))
+
+
+def test_two_rounds_of_play_come_closer_to_real_answers_and_a_cut_run_ends_the_same(tuned, tmp_path):
+    model, asked = tuned
+    settings = Spin(
+        model=model, data=(asked,), iterations=2, beta=0.5, draw={"temperature": 1.0, "max_tokens": 10},
+        seq_len=128, train={**SHORT, "steps": 6}, chunk=16,
+    )  # fmt: skip
+    whole = spin(settings, str(tmp_path / "whole"))
+    assert whole[0]["first_loss"] == pytest.approx(0.6931472, abs=1e-5)  # the player is its own opponent at first
+    assert all(one["last_loss"] < 0.6 for one in whole)
+    # cut off after the first round and in the middle of the second one's answers
+    shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+    second = tmp_path / "cut/round-1"
+    for name in ("run", "packed"):
+        shutil.rmtree(second / name)
+    for name in ("result.json", "packed.json", "pairs.jsonl", "answers/part-00000016.json"):
+        (second / name).unlink()
+    first = json.loads((tmp_path / "cut/round-0/result.json").read_text())
+    assert first["model"] == whole[0]["model"]
+    again = spin(settings, str(tmp_path / "cut"))
+    for name in ("first_loss", "last_loss", "pairs", "same_as_real"):
+        assert again[1][name] == whole[1][name]
+    pairs = "round-1/pairs.jsonl"
+    assert (tmp_path / "cut" / pairs).read_bytes() == (tmp_path / "whole" / pairs).read_bytes()
+    assert cats(tmp_path / "whole/round-1/answers") > cats(tmp_path / "whole/round-0/answers")
+    with pytest.raises(RecipeError, match="other values of beta"):
+        spin(settings.model_copy(update={"beta": 0.1}), str(tmp_path / "whole"))
+
+
+def test_real_answers_are_found_in_the_usual_shapes():
+    rows = [
+        {"prompt": "p", "answer": "a"},
+        {"prompt": "p", "chosen": "a", "rejected": "b"},
+        {"messages": [{"role": "user", "content": "p"}, {"role": "assistant", "content": "a"}]},
+    ]
+    assert [answer for _, answer in real_pairs(rows)] == ["a"] * 3

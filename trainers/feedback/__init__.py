@@ -1,0 +1,1 @@
+"""Training on what models say of models: judges, selection, synthesis, and the loops that feed themselves."""
