@@ -32,6 +32,15 @@ FIELDS = (
 )
 """The header fields that a RawRecord carries."""
 
+_FIELD = {name: name for name in FIELDS} | {
+    "WARC-Type": "warc-type",
+    "WARC-Target-URI": "warc-target-uri",
+    "WARC-Date": "warc-date",
+    "Content-Type": "content-type",
+    "WARC-Payload-Digest": "warc-payload-digest",
+    "WARC-Truncated": "warc-truncated",
+}
+
 DESCRIPTIVE = ("warcinfo", "request", "metadata")
 """Kinds of records that describe others and hold no resource themselves."""
 
@@ -73,8 +82,11 @@ def records(source: pa.NativeFile, *, max_bytes: int, skip: Collection[str] = DE
             wanted ^= getattr(WarcRecordType, kind)
         try:
             for record in ArchiveIterator(source, record_types=wanted, parse_http=False):
-                field = record.headers.get
-                headers = {name: value for name in FIELDS if (value := field(name)) is not None}
+                headers: dict[str, str] = {}
+                for name, value in record.headers.items():
+                    # the first of repeated headers counts, as the salvaging reader has it
+                    if (known := _FIELD.get(name) or _FIELD.get(name.lower())) and known not in headers:
+                        headers[known] = value
                 size = record.content_length
                 keep = size if size < max_bytes else max_bytes
                 block = record.reader.read(keep) if keep else b""

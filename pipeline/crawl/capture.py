@@ -28,7 +28,8 @@ def add_capture(
     failed as `damaged`.
     """
     kind, headers = record.kind, record.headers
-    payload, content_type, problem = record.block, headers.get("content-type"), record.problem
+    payload: bytes | memoryview = record.block
+    content_type, problem = headers.get("content-type"), record.problem
     reason = "damaged" if problem else None
     if kind in ("revisit", "continuation"):
         reason = reason or kind
@@ -51,7 +52,7 @@ def add_capture(
                 reason = "too_large" if len(payload) >= max_bytes else "damaged"
     elif reason is None and kind != "conversion" and not _is_wanted(content_type, payload, content_types):
         reason = "content_type"
-    if reason is None and not payload.strip():
+    if reason is None and _is_blank(payload):
         reason = "empty"
     url = headers.get("warc-target-uri", "").strip("<> ")
     row = {
@@ -65,14 +66,19 @@ def add_capture(
     rows.add(row, reason=reason, error=error)
 
 
-def _is_wanted(content_type: str | None, payload: bytes, content_types: tuple[str, ...]) -> bool:
+def _is_blank(payload: bytes | memoryview) -> bool:
+    # the first bytes decide nearly always; strip copies all of them
+    return not bytes(payload[:64]).strip() and not bytes(payload).strip()
+
+
+def _is_wanted(content_type: str | None, payload: bytes | memoryview, content_types: tuple[str, ...]) -> bool:
     media = (content_type or "").partition(";")[0].strip().lower()
     if media:
         return media in content_types
-    return payload[:1024].lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
+    return bytes(payload[:1024]).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
 
 
-def _identity(key: str, record: RawRecord, url: str, payload: bytes) -> bytes:
+def _identity(key: str, record: RawRecord, url: str, payload: bytes | memoryview) -> bytes:
     # the file's own digest spares hashing; it need not be true, because file and record number are in the identity
     digest = record.headers.get("warc-payload-digest") if key else None
     content = digest.encode() if digest else hashlib.blake2b(payload, digest_size=32).digest()

@@ -163,7 +163,7 @@ class Walk:
             return []
         headers = {name.lower(): value for name, value in page.headers if name.lower() == "content-encoding"}
         body, _ = decoded_body(Response(200, headers, page.body), 2 * self._site.max_page_bytes)
-        return links_in(body, page.url, charset_of(content_type))
+        return links_in(bytes(body), page.url, charset_of(content_type))
 
 
 def _admission(site: Site, seeds: list[str]) -> Callable[[str], bool]:
