@@ -72,8 +72,7 @@ def _is_blank(payload: bytes | memoryview) -> bool:
 
 
 def _is_wanted(content_type: str | None, payload: bytes | memoryview, content_types: tuple[str, ...]) -> bool:
-    media = (content_type or "").partition(";")[0].strip().lower()
-    if media:
+    if content_type and (media := content_type.partition(";")[0].strip().lower()):
         return media in content_types
     return bytes(payload[:1024]).lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<")
 

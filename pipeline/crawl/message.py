@@ -27,10 +27,10 @@ def parse_response(message: bytes) -> Response | None:
     end = _HEAD_END.search(message)
     head, body = (message[: end.start()], memoryview(message)[end.end() :]) if end else (message, memoryview(b""))
     headers: dict[str, str] = {}
-    for line in head.split(b"\n")[1:]:
-        name, colon, value = line.partition(b":")
-        if colon:
-            headers.setdefault(name.strip().lower().decode("latin-1"), value.strip().decode("utf-8", "replace"))
+    for line in head.decode("utf-8", "replace").split("\n")[1:]:
+        name, colon, value = line.partition(":")
+        if colon and (name := name.strip().lower()) not in headers:
+            headers[name] = value.strip()
     return Response(int(status[1]), headers, body)
 
 

@@ -92,6 +92,8 @@ def timestamp(text: str | None) -> datetime | None:
         return None
     try:
         date = datetime.fromisoformat(text.strip())
+        if date.tzinfo is UTC and not date.microsecond:
+            return date
         return (date if date.tzinfo else date.replace(tzinfo=UTC)).astimezone(UTC).replace(microsecond=0)
     except (ValueError, OverflowError):
         return None
