@@ -21,6 +21,7 @@ _GZIP = b"\x1f\x8b\x08"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _NEXT_WARC = re.compile(rb"^WARC/[01]\.\d+\r?$", re.M)
 _ARC_LINE = re.compile(rb"^\S+ [0-9A-Fa-f.:]+ \d{8,14} \S+(?: \S+)* \d+\r?$", re.M)
+_ARC_START = re.compile(rb"filedesc:[\x20-\x7e]*\r?\n|" + _ARC_LINE.pattern, re.M)
 
 FIELDS = (
     "warc-type",
@@ -124,7 +125,7 @@ def _plain(source: pa.NativeFile) -> Iterator[bytes | None]:
     head = source.read(1 << 16)
     zstd = head[:4] == _ZSTD or (head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5)
     start = 0
-    if head[:3] != _GZIP and not zstd and not _NEXT_WARC.search(head) and not head.startswith(b"filedesc:"):
+    if head[:3] != _GZIP and not zstd and not _NEXT_WARC.search(head) and not _ARC_START.match(head):
         # neither text nor a magic number: the first bytes may be what is damaged
         found = {magic: at for magic in (_GZIP, _ZSTD) if (at := _find(source, magic, 0)) >= 0}
         if found:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
+from pipeline.crawl.url import normalised
+
 if TYPE_CHECKING:
     from pipeline.crawl.fetch import Client
 
@@ -57,6 +59,11 @@ class Robots:
 
     def allows(self, url: str) -> bool:
         return bool(self._rules(url).can_fetch(url, self._agent))
+
+    def sitemaps(self, origin: str) -> list[str]:
+        """Normalised URLs of the sitemaps that an origin's file names, at most 100."""
+        found = (normalised(url) for url in self._rules(origin + "/").sitemaps)
+        return list(dict.fromkeys(url for url in found if url))[:100]
 
     def delay(self, url: str) -> float:
         """Seconds that the site asks for between two requests, 0 when it does not."""
