@@ -107,6 +107,7 @@ def _is_wanted(content_type: str | None, payload: bytes | memoryview, content_ty
 
 def _identity(key: str, record: RawRecord, url: str, payload: bytes | memoryview) -> bytes:
     # the file's own digest spares hashing; it need not be true, because file and record number are in the identity
-    digest = record.headers.get("warc-payload-digest") if key else None
+    # (nor has a revisit a body of its own: its block is a head, with the time of the answer in it)
+    digest = record.headers.get("warc-payload-digest") if key or record.kind == "revisit" else None
     content = digest.encode() if digest else hashlib.blake2b(payload, digest_size=32).digest()
     return document_id(key, record.number if key else 0, url, content)

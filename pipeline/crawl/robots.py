@@ -25,11 +25,11 @@ class Robots:
         self._parsed: dict[str, Any] = {}
 
     def has(self, url: str) -> bool:
-        return _origin(url) in self.known
+        return origin_of(url) in self.known
 
     def fetch(self, url: str, client: Client) -> None:
         """Read the file of the URL's origin, redirects followed as for any crawled page."""
-        origin = _origin(url)
+        origin = origin_of(url)
         target = f"{origin}/robots.txt"
         for _ in range(6):
             page = client.get(target)
@@ -50,7 +50,7 @@ class Robots:
     def _rules(self, url: str) -> Any:
         from protego import Protego
 
-        origin = _origin(url)
+        origin = origin_of(url)
         if origin not in self._parsed:
             entry = self.known[origin]
             text = entry.get("text", "" if entry.get("allow") else "User-agent: *\nDisallow: /")
@@ -70,6 +70,6 @@ class Robots:
         return float(self._rules(url).crawl_delay(self._agent) or 0)
 
 
-def _origin(url: str) -> str:
+def origin_of(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}"

@@ -2,11 +2,13 @@
 
 A segment is a WARC file and a JSON file that names it with the outcome of every visit in it. The JSON file is
 created only if it is absent: that is the commit. What a crawl knows (queue, seen URLs, robots.txt) is replayed
-from the committed segments, so a new attempt fetches again only what was never committed.
+from the committed segments. Each answer is also written down on its own until its segment is committed, so that a
+new attempt fetches nothing again that had come.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import re
@@ -22,9 +24,9 @@ from urllib.parse import urlsplit
 from cluster import storage
 from pipeline.crawl import warc_writer
 from pipeline.crawl.fetch import Client, Fetched
-from pipeline.crawl.frontier import Frontier, Visit, links_in
+from pipeline.crawl.frontier import UNFETCHED, Frontier, Visit, links_in
 from pipeline.crawl.message import Response, decoded_body
-from pipeline.crawl.robots import Robots
+from pipeline.crawl.robots import Robots, origin_of
 from pipeline.crawl.sitemap import Found, read_sitemap
 from pipeline.crawl.url import normalised, site_of
 from pipeline.extract.encoding import charset_of
@@ -106,8 +108,8 @@ class Walk:
         def visit_host(host: str) -> None:
             for visit in visits:
                 if urlsplit(visit.url).netloc == host:
-                    page = self._visit(visit, host)
-                    pages[visit.url] = page, datetime.now(UTC), self._links(page)
+                    page, date = self._kept(visit.url) or self._fetched(visit, host)
+                    pages[visit.url] = page, date, self._links(page)
                     self.visited += 1
 
         here = list(dict.fromkeys(urlsplit(visit.url).netloc for visit in visits))
@@ -131,7 +133,37 @@ class Walk:
         committed = storage.join(self._folder, f"{len(self.files):06d}.json")
         if not storage.put_if_absent(committed, json.dumps(segment).encode()):
             storage.delete(name)  # another attempt of this crawl was first: go on from what it has
+        for visit in visits:
+            storage.delete(self._place(visit.url))
         return self._replay()
+
+    # each answer is written down at once, so that a killed crawl asks for nothing that it had before its segment's end
+
+    def _place(self, url: str) -> str:
+        return storage.join(self._folder, "answers", hashlib.sha256(url.encode()).hexdigest()[:32])
+
+    def _fetched(self, visit: Visit, host: str) -> tuple[Fetched, datetime]:
+        page, date = self._visit(visit, host), datetime.now(UTC)
+        if page.failure not in UNFETCHED:
+            origin = origin_of(visit.url)
+            head = {
+                "page": {name: value for name, value in vars(page).items() if name != "body"},
+                "date": date.isoformat(),
+                "robots": [origin, self._robots.known[origin]],
+            }
+            storage.write_bytes(self._place(visit.url), json.dumps(head).encode() + b"\n" + page.body)
+        return page, date
+
+    def _kept(self, url: str) -> tuple[Fetched, datetime] | None:
+        """What an attempt that was killed had fetched, and not yet committed."""
+        if not storage.exists(self._place(url)):
+            return None
+        head, _, body = storage.read_bytes(self._place(url)).partition(b"\n")
+        known = json.loads(head)
+        origin, rules = known["robots"]
+        self._robots.known.setdefault(origin, rules)
+        headers = [(name, value) for name, value in known["page"].pop("headers")]
+        return Fetched(body=body, headers=headers, **known["page"]), datetime.fromisoformat(known["date"])
 
     def _record(self, page: Fetched, date: datetime, written: dict[str, list[str]]) -> bytes:
         """The record of a visit: a revisit where the body is that of an earlier response of this crawl."""
