@@ -144,7 +144,7 @@ def pages_of(stream: Any, longest: int) -> Iterator[tuple[dict[str, str], str | 
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler, parser.EntityDeclHandler = characters, refuse
     try:
-        while chunk := stream.read(1 << 20):
+        while chunk := stream.read1(1 << 18):  # read would lose what came before damage
             parser.Parse(chunk, False)
             yield from ((found, None) for found in pages)
             pages.clear()

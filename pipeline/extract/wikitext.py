@@ -18,12 +18,13 @@ _GONE = re.compile(
 _BREAK = re.compile(r"<br\s*/?>|</?(?:p|div|tr|li|blockquote|poem|center)\b[^<>]*>", re.I)
 _TAG = re.compile(r"</?[a-zA-Z][a-zA-Z0-9]*(?:\s[^<>]*)?/?>")
 _SWITCH = re.compile(r"__[^\W_a-z]+__")
-_EXTERNAL = re.compile(r"\[(?:https?:|ftp:|mailto:)?//[^\s\]]+(?:\s+([^\]]*))?\]|\[mailto:[^\s\]]+(?:\s+([^\]]*))?\]")
-_HEADING = re.compile(r"^(={1,6})[ \t]*(.+?)[ \t]*\1[ \t]*$", re.M)
+_EXTERNAL = re.compile(
+    r"\[(?:https?:|ftp:|mailto:)?//[^\s\[\]]{1,2000}+(?:\s++([^\[\]]*+))?\]|\[mailto:[^\s\[\]]{1,500}+(?:\s++([^\[\]]*+))?\]"
+)
 _RULE = re.compile(r"^-{4,}", re.M)
 _LIST = re.compile(r"^([*#:;]+)[ \t]*", re.M)
 _EMPHASIS = re.compile("'{2,5}")
-_EMPTY_BRACKETS = re.compile(r"[(（]\s*[,;，；、]*\s*[)）]")
+_EMPTY_BRACKETS = re.compile(r"[(（][\s,;，；、]*+[)）]")
 _SPACES = re.compile(r"[ \t\u00a0]{2,}")
 _MARK = re.compile("\x02(\\d+)\x03")
 _TOKENS = re.compile(r"\{\{|\}\}|\[\[|\]\]|^[ \t:]*\{\||^[ \t]*\|\}", re.M)
@@ -56,13 +57,18 @@ def plain(wikitext: str) -> str:
     text = _EXTERNAL.sub(lambda m: m[1] or m[2] or "", text)
     text = _TAG.sub("", _BREAK.sub("\n", text))
     text = _SWITCH.sub("", _EMPHASIS.sub("", text))
-    text = _HEADING.sub(lambda m: f"\n{m[2]}\n", text)
     text = _LIST.sub(lambda m: "- " if m[1][-1] in "*#" else "", _RULE.sub("", text))
     text = _EMPTY_BRACKETS.sub("", html.unescape(text).replace("\u00a0", " "))
     text = _SPACES.sub(" ", text)
-    lines = [line.strip() for line in text.split("\n")]
+    lines = [_heading(line.strip()) for line in text.split("\n")]
     text = re.sub("\n{3,}", "\n\n", "\n".join(line for line in lines if line != "-")).strip()
     return _MARK.sub(lambda m: kept[int(m[1])] if int(m[1]) < len(kept) else "", text)
+
+
+def _heading(line: str) -> str:
+    if line.startswith("=") and line.endswith("=") and (words := line.strip("=").strip()):
+        return f"\n{words}\n"
+    return line
 
 
 def _unnested(text: str) -> str:
