@@ -2,9 +2,9 @@
 
     python benchmarks/bench_ingest.py FILE.warc.gz … [--peer PYTHON] [--pages 300]
 
-Both take the first `--pages` responses of each file, in a process of one core each; CPU seconds of the whole process less those of one that has nothing to read. PYTHON is an interpreter
-that has `datatrove[io,processing]` and trafilatura; without it only our own row is printed. Ours is the recipe's
-`crawl.warc` + `extract.main_content`, written as the engine writes: zstd Parquet.
+Both take the first `--pages` responses of each file, in a process of one core each; CPU seconds of the whole process
+less those of one that reads a single page. PYTHON is an interpreter that has `datatrove[io,processing]` and trafilatura;
+without it only our own row is printed. Ours is `crawl.warc` + `extract.main_content`, written as zstd Parquet.
 """
 
 from __future__ import annotations
