@@ -3,7 +3,7 @@
     python benchmarks/bench_ingest.py FILE.warc.gz … [--peer PYTHON] [--pages 300]
 
 Both take the first `--pages` responses of each file, in a process of one core each; CPU seconds of the whole process
-less those of one that reads a single page. PYTHON is an interpreter that has `datatrove[io,processing]` and trafilatura;
+less those of one that reads a single page. PYTHON is an interpreter with `datatrove[io,processing]` and trafilatura;
 without it only our own row is printed. Ours is `crawl.warc` + `extract.main_content`, written as zstd Parquet.
 """
 
