@@ -124,10 +124,11 @@ def _plain(source: pa.NativeFile) -> Iterator[bytes | None]:
     source.seek(0)
     head = source.read(1 << 16)
     zstd = head[:4] == _ZSTD or (head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5)
+    zstd = zstd and _zstd_frame_end(source, 0) is not None
     start = 0
     if head[:3] != _GZIP and not zstd and not _NEXT_WARC.search(head) and not _ARC_START.match(head):
         # neither text nor a magic number: the first bytes may be what is damaged
-        found = {magic: at for magic in (_GZIP, _ZSTD) if (at := _find(source, magic, 0)) >= 0}
+        found = {magic: at for magic in (_GZIP, _ZSTD) if (at := _find(source, magic, 1)) >= 0}
         if found:
             magic = min(found, key=found.__getitem__)
             start, zstd = found[magic], magic == _ZSTD
