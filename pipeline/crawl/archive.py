@@ -21,6 +21,7 @@ _GZIP = b"\x1f\x8b\x08"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _NEXT_WARC = re.compile(rb"^WARC/[01]\.\d+\r?$", re.M)
 _ARC_LINE = re.compile(rb"^\S+ [0-9A-Fa-f.:]+ \d{8,14} \S+(?: \S+)* \d+\r?$", re.M)
+_ARC_START = re.compile(rb"filedesc:[\x20-\x7e]*\r?\n|" + _ARC_LINE.pattern, re.M)
 
 FIELDS = (
     "warc-type",
@@ -31,6 +32,15 @@ FIELDS = (
     "warc-truncated",
 )
 """The header fields that a RawRecord carries."""
+
+_FIELD = {name: name for name in FIELDS} | {
+    "WARC-Type": "warc-type",
+    "WARC-Target-URI": "warc-target-uri",
+    "WARC-Date": "warc-date",
+    "Content-Type": "content-type",
+    "WARC-Payload-Digest": "warc-payload-digest",
+    "WARC-Truncated": "warc-truncated",
+}
 
 DESCRIPTIVE = ("warcinfo", "request", "metadata")
 """Kinds of records that describe others and hold no resource themselves."""
@@ -73,8 +83,11 @@ def records(source: pa.NativeFile, *, max_bytes: int, skip: Collection[str] = DE
             wanted ^= getattr(WarcRecordType, kind)
         try:
             for record in ArchiveIterator(source, record_types=wanted, parse_http=False):
-                field = record.headers.get
-                headers = {name: value for name in FIELDS if (value := field(name)) is not None}
+                headers: dict[str, str] = {}
+                for name, value in record.headers.items():
+                    # the first of repeated headers counts, as the salvaging reader has it
+                    if (known := _FIELD.get(name) or _FIELD.get(name.lower())) and known not in headers:
+                        headers[known] = value
                 size = record.content_length
                 keep = size if size < max_bytes else max_bytes
                 block = record.reader.read(keep) if keep else b""
@@ -111,10 +124,11 @@ def _plain(source: pa.NativeFile) -> Iterator[bytes | None]:
     source.seek(0)
     head = source.read(1 << 16)
     zstd = head[:4] == _ZSTD or (head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5)
+    zstd = zstd and _zstd_frame_end(source, 0) is not None
     start = 0
-    if head[:3] != _GZIP and not zstd and not _NEXT_WARC.search(head) and not head.startswith(b"filedesc:"):
+    if head[:3] != _GZIP and not zstd and not _NEXT_WARC.search(head) and not _ARC_START.match(head):
         # neither text nor a magic number: the first bytes may be what is damaged
-        found = {magic: at for magic in (_GZIP, _ZSTD) if (at := _find(source, magic, 0)) >= 0}
+        found = {magic: at for magic in (_GZIP, _ZSTD) if (at := _find(source, magic, 1)) >= 0}
         if found:
             magic = min(found, key=found.__getitem__)
             start, zstd = found[magic], magic == _ZSTD

@@ -1,4 +1,4 @@
-"""`crawl.corpus`: reads documents that are already text: JSON lines, Parquet or plain text files."""
+"""`crawl.corpus`: reads documents that are already text: JSON lines, Parquet, CSV, TSV or plain text files."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _COMPRESSIONS = {"gz": "gzip", "zst": "zstd", "xz": "xz", "bz2": "bz2"}
 _FORMATS = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl", "parquet": "parquet", "txt": "text", "md": "text"}
+_FORMATS |= {"csv": "csv", "tsv": "tsv"}
 
 
 _DAMAGE = re.compile("inflate|decompress|Truncated|Invalid data stream|CRC|zlib|ZSTD", re.I)
@@ -34,7 +35,9 @@ _DAMAGE = re.compile("inflate|decompress|Truncated|Invalid data stream|CRC|zlib|
 
 
 class Corpus(Source):
-    """Documents from JSONL (plain, gz, zst, xz), Parquet or text files (one document a file).
+    """Documents from JSONL, CSV and TSV (plain, gz, zst, xz, bz2), Parquet or text files (one document a file).
+
+    The first line of a CSV or TSV file names its columns; quoted fields may hold line ends (RFC 4180).
 
     A line that is no JSON object, or has no text, is a failed row that names the line. Large plain JSONL files are
     read in byte ranges and Parquet files by row groups; identities come from the byte offset or row number in the
@@ -44,7 +47,7 @@ class Corpus(Source):
     gives: ClassVar[Row] = Row.DOCUMENT
 
     path: str | tuple[str, ...] = Field(description="file, folder, glob or a list of these; local or s3://")
-    format: str = Field("auto", pattern="^(auto|jsonl|parquet|text)$", description="auto: by the file's name")
+    format: str = Field("auto", pattern="^(auto|jsonl|parquet|csv|tsv|text)$", description="auto: by the file's name")
     text_field: str = Field(
         "text",
         description="field with the text (a list or object becomes JSON); a dot reaches into objects; . is all of it",
@@ -138,7 +141,8 @@ class Corpus(Source):
 
     def read(self, task: dict[str, Any]) -> Iterator[tuple[pa.RecordBatch, Verdict | None]]:
         rows = Rows(DOCUMENT, self.source)
-        items = {"jsonl": self._lines, "parquet": self._parquet, "text": self._text}[task["format"]](task)
+        readers = {"jsonl": self._lines, "parquet": self._parquet, "text": self._text}
+        items = readers.get(task["format"], self._table)(task)
         for position, content, error in items:
             self._add(rows, task["key"], position, content, error)
             yield from rows.full()
@@ -216,6 +220,12 @@ class Corpus(Source):
                 for content in batch.to_pylist():
                     yield number, content, None
                     number += 1
+
+    def _table(self, task: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any] | bytes, str | None]]:
+        from pipeline.crawl.table import rows_of
+
+        with _open(task["path"]) as stream:
+            yield from rows_of(stream, "," if task["format"] == "csv" else "\t", self.max_document_bytes)
 
     def _text(self, task: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any] | bytes, str | None]]:
         from pipeline.extract.encoding import decode

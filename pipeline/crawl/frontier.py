@@ -25,7 +25,8 @@ class Frontier:
     """The queue and the set of seen URLs.
 
     Its state is a fold over the outcomes in order (`settle`), so that a crawl resumes by replaying what was
-    committed: {"url", "depth", "hops", "outcome", "links": [absolute URLs], "location": redirect target or None}.
+    committed: {"url", "depth", "hops", "outcome", "links": [absolute URLs], "location": redirect target or None,
+    "sitemaps": [absolute URLs]}.
     """
 
     def __init__(
@@ -40,10 +41,23 @@ class Frontier:
         self._admits, self._max_depth, self._max_redirects = admits, max_depth, max_redirects
         self._left = max_pages
         self._seen: set[str] = set()
+        self._sitemaps: set[str] = set()
         self._queue: list[Visit] = []
         self._next = 0
         for seed in seeds:
+            if is_sitemap_name(seed):
+                self.add_sitemap(seed)
             self._add(seed, 0, 0)
+
+    def add_sitemap(self, url: str) -> None:
+        """Queue a sitemap; what it names are pages of depth 0, as seeds are."""
+        if url not in self._seen:
+            self._seen.add(url)
+            self._sitemaps.add(url)
+            self._queue.append(Visit(url, 0, 0))
+
+    def is_sitemap(self, url: str) -> bool:
+        return url in self._sitemaps
 
     def _add(self, url: str, depth: int, hops: int) -> None:
         if url not in self._seen and self._admits(url):
@@ -59,14 +73,28 @@ class Frontier:
         for outcome in outcomes:
             self._next += 1
             self._left -= outcome["outcome"] not in UNFETCHED
+            is_map = outcome["url"] in self._sitemaps
             if outcome.get("location") and outcome["hops"] < self._max_redirects:
+                if is_map and self._admits(outcome["location"]) and outcome["location"] not in self._seen:
+                    self._sitemaps.add(outcome["location"])
                 self._add(outcome["location"], outcome["depth"], outcome["hops"] + 1)
+            for sitemap in outcome.get("sitemaps", ()):
+                self.add_sitemap(sitemap)
+            if is_map:
+                for link in outcome.get("links", ()):
+                    self._add(link, 0, 0)
+                continue
             if outcome["depth"] < self._max_depth:
                 for link in outcome.get("links", ()):
                     self._add(link, outcome["depth"] + 1, 0)
         if self._next > 10_000:
             del self._queue[: self._next]
             self._next = 0
+
+
+def is_sitemap_name(url: str) -> bool:
+    """Whether a seed is named as sitemaps are: `sitemap.xml`, `sitemap_index.xml.gz`, `post-sitemap2.txt`."""
+    return bool(re.search(r"/[^/?]*sitemap[^/?]*\.(xml|txt)(\.gz)?$", url, re.I))
 
 
 def links_in(html: bytes, url: str, encoding: str | None, *, most: int = 10_000) -> list[str]:

@@ -16,37 +16,41 @@ class Response(NamedTuple):
 
     status: int
     headers: dict[str, str]
-    body: bytes
+    body: bytes | memoryview
 
 
 def parse_response(message: bytes) -> Response | None:
-    """Head and body of a response as it went over the wire; None when it does not start with a status line."""
+    """Head and body (a view, no copy) of a response as it went over the wire; None without a status line."""
     status = _STATUS.match(message)
     if status is None:
         return None
     end = _HEAD_END.search(message)
-    head, body = (message[: end.start()], message[end.end() :]) if end else (message, b"")
+    head, body = (message[: end.start()], memoryview(message)[end.end() :]) if end else (message, memoryview(b""))
     headers: dict[str, str] = {}
-    for line in head.split(b"\n")[1:]:
-        name, colon, value = line.partition(b":")
-        if colon:
-            headers.setdefault(name.strip().lower().decode("latin-1"), value.strip().decode("utf-8", "replace"))
+    for line in head.decode("utf-8", "replace").split("\n")[1:]:
+        name, colon, value = line.partition(":")
+        if colon and (name := name.strip().lower()) not in headers:
+            headers[name] = value.strip()
     return Response(int(status[1]), headers, body)
 
 
-def decoded_body(response: Response, limit: int) -> tuple[bytes, str | None]:
+def decoded_body(response: Response, limit: int) -> tuple[bytes | memoryview, str | None]:
     """(the body with its encodings undone, what went wrong or None); never more than `limit` bytes.
+
+    A body without encodings is given back as it is, uncopied.
 
     Archives often keep the header of an encoding that they have already undone; a body that does not look encoded
     is therefore taken as it is. When a stream breaks off, what came before is returned with the problem.
     """
     body, problem = response.body, None
-    if "chunked" in response.headers.get("transfer-encoding", "").lower():
-        body, problem = _unchunk(body)
-    names = [name.strip() for name in response.headers.get("content-encoding", "").lower().split(",")]
-    for name in reversed(names):
+    chunked = "chunked" in response.headers.get("transfer-encoding", "").lower()
+    codings = response.headers.get("content-encoding", "").lower()
+    if chunked or codings:
+        body = bytes(body)
+        body, problem = _unchunk(body) if chunked else (body, None)
+    for name in (coding.strip() for coding in reversed(codings.split(","))):
         if name in ("gzip", "x-gzip", "deflate", "br", "zstd") and body and problem is None:
-            body, problem = _inflate(body, name, limit)
+            body, problem = _inflate(bytes(body), name, limit)
     if len(body) > limit:
         return body[:limit], f"the body is longer than the limit of {limit} bytes"
     return body, problem

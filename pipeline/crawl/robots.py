@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
+from pipeline.crawl.url import normalised
+
 if TYPE_CHECKING:
     from pipeline.crawl.fetch import Client
 
@@ -23,11 +25,11 @@ class Robots:
         self._parsed: dict[str, Any] = {}
 
     def has(self, url: str) -> bool:
-        return _origin(url) in self.known
+        return origin_of(url) in self.known
 
     def fetch(self, url: str, client: Client) -> None:
         """Read the file of the URL's origin, redirects followed as for any crawled page."""
-        origin = _origin(url)
+        origin = origin_of(url)
         target = f"{origin}/robots.txt"
         for _ in range(6):
             page = client.get(target)
@@ -48,7 +50,7 @@ class Robots:
     def _rules(self, url: str) -> Any:
         from protego import Protego
 
-        origin = _origin(url)
+        origin = origin_of(url)
         if origin not in self._parsed:
             entry = self.known[origin]
             text = entry.get("text", "" if entry.get("allow") else "User-agent: *\nDisallow: /")
@@ -58,11 +60,16 @@ class Robots:
     def allows(self, url: str) -> bool:
         return bool(self._rules(url).can_fetch(url, self._agent))
 
+    def sitemaps(self, origin: str) -> list[str]:
+        """Normalised URLs of the sitemaps that an origin's file names, at most 100."""
+        found = (normalised(url) for url in self._rules(origin + "/").sitemaps)
+        return list(dict.fromkeys(url for url in found if url))[:100]
+
     def delay(self, url: str) -> float:
         """Seconds that the site asks for between two requests, 0 when it does not."""
         return float(self._rules(url).crawl_delay(self._agent) or 0)
 
 
-def _origin(url: str) -> str:
+def origin_of(url: str) -> str:
     parts = urlsplit(url)
     return f"{parts.scheme}://{parts.netloc}"

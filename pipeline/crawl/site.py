@@ -8,6 +8,7 @@ import re
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -32,16 +33,23 @@ class Site(Source):
     """Crawls from seeds, breadth first, obeying robots.txt, and yields every URL that it tried as a row.
 
     Rows that are no documents are removed as `robots`, `private_address`, `timeout`, `unreachable`, `redirect`,
-    `http_status`, `content_type`, `truncated`, `empty`. Identities come from URL and content, so that a crawl of an
+    `http_status`, `content_type`, `truncated`, `empty`, `revisit` (the body of an earlier
+    page; the WARC file names it). Identities come from URL and content, so that a crawl of an
     unchanged site gives the same ones. The WARC files lie in the stage's folder; a crawl that was interrupted goes
     on behind its last committed file.
     """
 
-    seeds: tuple[str, ...] = Field(min_length=1, description="URLs to start from")
+    seeds: tuple[str, ...] = Field(
+        min_length=1, description="URLs to start from; one named *sitemap*.xml is read as such"
+    )
     source: str = Field("site", description="name of the corpus, for mixing")
     max_pages: int = Field(1000, ge=1, description="most requests per site; of all sites together unless same_host")
     max_depth: int = Field(16, ge=0, description="most links between a seed and a page")
     max_redirects: int = Field(5, ge=0, description="longest chain of redirects that is followed")
+    sitemaps: bool = Field(True, description="also start from the pages in the sitemaps that robots.txt names")
+    modified_since: datetime | None = Field(
+        None, description="pages that a sitemap dates before this are not fetched (unless a link leads there)"
+    )
     allow: tuple[str, ...] = Field((), description="regular expressions: only URLs that one is found in are followed")
     deny: tuple[str, ...] = Field((), description="regular expressions: URLs that one is found in are not followed")
     same_host: bool = Field(True, description="stay on the hosts of the seeds (with and without www.)")
@@ -64,6 +72,8 @@ class Site(Source):
         for seed in self.seeds:
             if normalised(seed) is None:
                 raise RecipeError(f"crawl.site: seed {seed!r} is not an http or https URL")
+        if self.modified_since is not None and self.modified_since.tzinfo is None:
+            raise RecipeError("crawl.site: modified_since needs a time zone, such as 2026-01-31T00:00:00Z")
         for pattern in (*self.allow, *self.deny):
             try:
                 re.compile(pattern)

@@ -1,17 +1,18 @@
-"""`crawl.warc`: reads WARC, WET and ARC files (gzip, zstd or plain) into RECORD rows."""
+"""`crawl.warc`: reads WARC, WET and ARC files (gzip, zstd or plain) into RECORD rows, from disk, S3 or http(s)."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pyarrow as pa
 from pydantic import Field
 
 from cluster import storage
 from cluster.errors import RecipeError
+from pipeline.crawl import remote
 from pipeline.crawl.archive import records
-from pipeline.crawl.capture import HTML_TYPES, add_capture
+from pipeline.crawl.capture import HTML_TYPES, Revisits, add_capture
 from pipeline.crawl.rows import Rows
 from pipeline.schema import RECORD
 from pipeline.step import Source, Verdict
@@ -23,12 +24,22 @@ if TYPE_CHECKING:
 class Warc(Source):
     """Records of WARC, WET and ARC files, one row for each response, resource, conversion and revisit record.
 
-    Records that only describe others (warcinfo, request, metadata) are no rows. Rows that are no documents are
+    Records that only describe others (warcinfo, request, metadata) are no rows. Remote files are read in ranges, which
+    are tried again when a server is busy or a connection breaks. Rows that are no documents are
     removed under `redirect`, `http_status`, `content_type`, `empty`, `too_large`, `revisit`, `continuation`;
     a damaged record or stretch of a file is a failed row. The records before and behind it are recovered.
     """
 
-    path: str | tuple[str, ...] = Field(description="file, folder, glob or a list of these; local or s3://")
+    path: str | tuple[str, ...] = Field(
+        description="file, folder, glob, http(s):// URL or Common Crawl path list (warc.paths.gz), or a list of these"
+    )
+    prefix: str = Field(
+        remote.COMMON_CRAWL, description="what stands before the names in a path list; s3://commoncrawl/ works too"
+    )
+    max_files: int | None = Field(None, gt=0, description="read only the first files, to try something")
+    revisits: Literal["count", "resolve"] = Field(
+        "count", description="resolve: a revisit is a row with the payload of an earlier record of its file"
+    )
     source: str = Field("web", description="name of the corpus, for mixing")
     content_types: tuple[str, ...] = Field(HTML_TYPES, description="media types of responses that are kept")
     max_record_bytes: int = Field(16 << 20, gt=0, description="larger records are removed as too_large")
@@ -48,7 +59,8 @@ class Warc(Source):
 
     def _files(self) -> list[tuple[str, storage.Entry]]:
         patterns = (self.path,) if isinstance(self.path, str) else self.path
-        return sorted((file for pattern in patterns for file in storage.find(pattern)), key=lambda file: file[0])
+        found = (file for pattern in patterns for file in remote.find(pattern, self.prefix))
+        return sorted(found, key=lambda file: file[0])[: self.max_files]
 
     def input_identity(self) -> list[Any]:
         return [[key, entry.size, entry.version] for key, entry in self._files()]
@@ -58,8 +70,11 @@ class Warc(Source):
 
     def read(self, task: dict[str, Any]) -> Iterator[tuple[pa.RecordBatch, Verdict | None]]:
         rows, limit = Rows(RECORD, self.source), self.max_record_bytes
-        with storage.open_read(task["path"]) as stream:
+        earlier = Revisits() if self.revisits == "resolve" else None
+        with remote.open_read(task["path"]) as stream:
             for record in records(stream, max_bytes=limit + 1):
-                add_capture(rows, task["key"], record, content_types=self.content_types, max_bytes=limit)
+                add_capture(
+                    rows, task["key"], record, content_types=self.content_types, max_bytes=limit, earlier=earlier
+                )
                 yield from rows.full()
         yield from rows.rest()

@@ -11,6 +11,7 @@ from datetime import datetime
 from pipeline.crawl.fetch import Fetched
 
 _HOP_BY_HOP = {"transfer-encoding", "connection", "keep-alive"}
+_IDENTICAL = "http://netpreserve.org/warc/1.1/revisit/identical-payload-digest"
 
 
 def record(kind: str, url: str | None, date: datetime, block: bytes, fields: dict[str, str]) -> bytes:
@@ -20,7 +21,7 @@ def record(kind: str, url: str | None, date: datetime, block: bytes, fields: dic
     head = {
         "WARC-Type": kind,
         "WARC-Record-ID": f"<urn:uuid:{name}>",
-        "WARC-Date": date.strftime("%Y-%m-%dT%H:%M:%SZ"),
+        "WARC-Date": stamp(date),
         "WARC-Block-Digest": digest,
         "Content-Length": str(len(block)),
     }
@@ -36,23 +37,47 @@ def warcinfo(date: datetime, fields: dict[str, str]) -> bytes:
     return record("warcinfo", None, date, block, {"Content-Type": "application/warc-fields"})
 
 
+def stamp(date: datetime) -> str:
+    return date.strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def payload_digest(page: Fetched) -> str:
+    return _sha1(page.body)
+
+
+def revisit(page: Fetched, date: datetime, first_url: str, first_date: str) -> bytes:
+    """A revisit record: the head of a response whose body is that of the earlier one at `first_url`."""
+    fields = {
+        "Content-Type": "application/http; msgtype=response",
+        "WARC-Payload-Digest": payload_digest(page),
+        "WARC-IP-Address": page.address,
+        "WARC-Profile": _IDENTICAL,
+        "WARC-Refers-To-Target-URI": first_url,
+        "WARC-Refers-To-Date": first_date,
+    }
+    return record("revisit", page.url, date, _head(page), fields)
+
+
 def response(page: Fetched, date: datetime) -> bytes:
     """A response record. The body is stored with its content encoding, but without chunks."""
+    fields = {
+        "Content-Type": "application/http; msgtype=response",
+        "WARC-Payload-Digest": payload_digest(page),
+        "WARC-IP-Address": page.address,
+    }
+    if page.truncated:
+        fields["WARC-Truncated"] = page.truncated
+    return record("response", page.url, date, _head(page) + page.body, fields)
+
+
+def _head(page: Fetched) -> bytes:
     lines = [f"HTTP/{page.version} {page.status} {_one_line(page.reason)}".rstrip()]
     for name, value in page.headers:
         if name.lower() == "content-length" or name.lower() in _HOP_BY_HOP:
             name = f"X-Crawler-{name}"
         lines.append(f"{_one_line(name)}: {_one_line(value)}")
     lines.append(f"Content-Length: {len(page.body)}")
-    head = "\r\n".join(lines).encode("utf-8", "replace") + b"\r\n\r\n"
-    fields = {
-        "Content-Type": "application/http; msgtype=response",
-        "WARC-Payload-Digest": _sha1(page.body),
-        "WARC-IP-Address": page.address,
-    }
-    if page.truncated:
-        fields["WARC-Truncated"] = page.truncated
-    return record("response", page.url, date, head + page.body, fields)
+    return "\r\n".join(lines).encode("utf-8", "replace") + b"\r\n\r\n"
 
 
 def outcome(page: Fetched, date: datetime) -> bytes:
