@@ -2,11 +2,11 @@
 
     python benchmarks/fuzz_extract.py [--minutes 10] [--seed 0] [--keep DIR]
 
-Pages of the open benchmarks are damaged: bytes flipped, dropped and doubled, tags cut off, spliced in and nested,
-pages cut short and put together. The kernels run with every index checked (NUMBA_BOUNDSCHECK), so that a read or write
-outside an array is found, which compiled code would not notice. A finding is an exception, a page slower than
-SECONDS_PER_MIB, spans outside the page, text that is not UTF-8, or another text at a second call. Findings are written
-to --keep and named; the exit code is 1 when there is one.
+Pages of two open benchmarks (news, blogs, a few not valid UTF-8) are damaged: bytes flipped, dropped and doubled, tags
+cut off, spliced in and nested, pages cut short and put together. The kernels run with every index checked
+(NUMBA_BOUNDSCHECK), so that a read or write outside an array is found, which compiled code would not notice. A finding
+is an exception, a page slower than SECONDS_PER_MIB, spans outside the page, text that is not UTF-8, or another text at
+a second call. Findings are written to --keep and named; the exit code is 1 when there is one.
 """
 
 from __future__ import annotations
@@ -113,7 +113,7 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, default=Path("fuzz_findings"))
     options = parser.parse_args()
     rng = random.Random(options.seed)
-    seeds = [item.html[:LARGEST] for item in items()][::4]
+    seeds = [item.html[:LARGEST] for item in items(("aeb", "trafilatura"))]
     fault(b"<p>warm</p>" * 50, None, None)
     begin = time.process_time()
     runs, size, slowest, faults = 0, 0, 0.0, set()
