@@ -27,9 +27,8 @@ from extraction_sets import Item, items, scores, words
 from pipeline.extract.encoding import decode
 from pipeline.extract.main_content import _plain
 from pipeline.extract.page_meta import meta_columns
-from pipeline.kernels.html_around import around
 from pipeline.kernels.html_bytes import CUE_BUCKETS
-from pipeline.kernels.html_features import TOPICS, choose, features
+from pipeline.kernels.html_features import TOPICS, choose, features, smoothed
 from pipeline.kernels.html_scan import Page, scan
 from pipeline.kernels.html_text import text_of
 
@@ -225,11 +224,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="also train on everything and write the model")
     options = parser.parse_args()
     pages = list(items())
-    train(pages, [e for e in map(Example, pages) if len(e.page.block_element)], options.rounds, write=options.write)
-
-
-def train(pages: list[Item], examples: list[Example], rounds: int, *, write: bool) -> None:
-    """Print the scores of pages of held-back domains; write the model of all pages."""
+    examples = [e for e in map(Example, pages) if len(e.page.block_element)]
     everything = cue_weights(examples)
     topics = topics_of(*everything)
     x: dict[int, np.ndarray] = {}
@@ -238,26 +233,25 @@ def train(pages: list[Item], examples: list[Example], rounds: int, *, write: boo
         x |= {id(e): columns(e, weights, topics) for e in examples if e.fold == k}
     both: dict[int, np.ndarray] = {}
     for k in range(FOLDS):
-        model = fit([e for e in examples if e.fold != k], x, rounds)
+        model = fit([e for e in examples if e.fold != k], x, options.rounds)
         for e in examples:
             if e.fold == k:
                 p = model.predict(x[id(e)]).astype(np.float32)
-                page = e.page
-                seen = around(page.parent, page.shape, page.block_element, page.stats, p)
-                both[id(e)] = np.hstack([x[id(e)], seen])
+                around = smoothed(e.page.parent, e.page.block_element, e.page.stats, p)
+                both[id(e)] = np.hstack([x[id(e)], around])
     texts = {(item.set, item.id): "" for item in pages}
     for k in range(FOLDS):
-        model = fit([e for e in examples if e.fold != k], both, rounds)
+        model = fit([e for e in examples if e.fold != k], both, options.rounds)
         for e in examples:
             if e.fold == k:
                 chosen = choose(e.page.stats, model.predict(both[id(e)]).astype(np.float32))
                 texts[e.item.set, e.item.id] = _plain(text_of(e.data, e.page, chosen))
     for name, value in scores(texts, pages).items():
         print(f"held back by domain: {name} {value:.4f}")
-    if write:
+    if options.write:
         out = {"weights": everything[0].astype(np.float16), "topics": topics}
         for which, inputs in (("first", x), ("second", both)):
-            out |= {f"{which}_{n}": a for n, a in numbers_of(fit(examples, inputs, rounds)).items()}
+            out |= {f"{which}_{n}": a for n, a in numbers_of(fit(examples, inputs, options.rounds)).items()}
         np.savez_compressed(TARGET, **out)
         print(f"wrote {TARGET} ({TARGET.stat().st_size} bytes)")
 

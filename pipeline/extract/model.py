@@ -13,8 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.kernels.html_around import around
-from pipeline.kernels.html_features import boosted, choose, features
+from pipeline.kernels.html_features import boosted, choose, features, smoothed
 from pipeline.kernels.html_scan import Page
 
 
@@ -46,8 +45,8 @@ class Model(NamedTuple):
             page.tag, page.parent, page.flags, page.shape, page.cue_start, page.cues, page.block_element, page.stats,
             page.digest, self.weights, self.topics, meta,
         )  # fmt: skip
-        seen = around(page.parent, page.shape, page.block_element, page.stats, self.first(x))
-        return self.second(np.hstack([x, seen]))
+        around = smoothed(page.parent, page.block_element, page.stats, self.first(x))
+        return self.second(np.hstack([x, around]))
 
     def chosen(self, page: Page, meta: np.ndarray) -> np.ndarray:
         """bool [blocks]: the main content."""

@@ -1,7 +1,7 @@
 """Features of the blocks of a page, and boosted trees over them.
 
-`features` looks at one block: its text, its tags, what its containers hold, its neighbours, its place; `html_around`
-adds what the first model thought of the blocks around it.
+`features` looks at one block: its text, its tags, what its containers hold, its neighbours, its place. `smoothed`
+adds what the first model thought of the blocks around it. Both are float32 [blocks, columns].
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ META = 14  # columns about the page that the caller finds
 
 # own text 16, flags, tag 6, cues 10, position 8, neighbours 20, containers 5 x 8, page 12
 COLUMNS = 16 + _N_FLAGS + 6 + 10 + 8 + 20 + _LEVELS * 8 + 12 + TOPICS + META
+SMOOTH_COLUMNS = 24
 
 _H1, _LI, _TD, _TR, _P, _DIV, _A, _SPAN = (TAG[t] for t in "h1 li td tr p div a span".split())
 _BITS = {name: np.uint32(bit) for name, bit in IN.items()}
@@ -310,6 +311,69 @@ def features(
             last_section = section[b]
         else:
             since_heading += 1
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def smoothed(parent: Any, element: Any, stats: Any, p: Any) -> Any:
+    """float32 [blocks, SMOOTH_COLUMNS]: what the first model's probabilities `p` say about a block's surroundings."""
+    n, m = len(element), len(parent)
+    out = np.zeros((n, SMOOTH_COLUMNS), np.float32)
+    weight = np.zeros(m, np.float32)
+    mass = np.zeros(m, np.float32)
+    blocks = np.zeros(m, np.float32)
+    total_w = np.float32(1e-6)
+    total_m = np.float32(0)
+    top = np.float32(0)
+    for b in range(n):
+        w = stats[b, S_CHARS] + np.float32(1)
+        weight[element[b]] += w
+        mass[element[b]] += w * p[b]
+        blocks[element[b]] += 1
+        total_w += w
+        total_m += w * p[b]
+        top = max(top, p[b])
+    for e in range(m - 1, 0, -1):
+        weight[parent[e]] += weight[e]
+        mass[parent[e]] += mass[e]
+        blocks[parent[e]] += blocks[e]
+    seen_m = np.float32(0)
+    ahead = np.zeros(n + 1, np.float32)
+    for b in range(n - 1, -1, -1):
+        ahead[b] = max(ahead[b + 1] * np.float32(0.9), p[b])
+    behind = np.float32(0)
+    for b in range(n):
+        row = out[b]
+        row[0] = p[b]
+        for k in range(1, 5):
+            row[k] = p[b - k] if b >= k else -1
+            row[4 + k] = p[b + k] if b + k < n else -1
+        row[9] = behind
+        row[10] = ahead[b + 1]
+        row[11] = seen_m / (total_m + np.float32(1e-6))
+        row[12] = total_m / total_w
+        row[13] = top
+        row[14] = np.log(total_m + np.float32(1))
+        near_w = np.float32(1e-6)
+        near_m = np.float32(0)
+        for k in range(max(0, b - 8), min(n, b + 9)):
+            if k != b:
+                w = (stats[k, S_CHARS] + np.float32(1)) / np.float32(1 + abs(k - b))
+                near_w += w
+                near_m += w * p[k]
+        row[15] = near_m / near_w
+        up = element[b]
+        held = np.float32(1)
+        own = stats[b, S_CHARS] + np.float32(1)
+        for k in range(4):
+            while up > 0 and blocks[up] <= held:
+                up = parent[up]
+            w = weight[up] - own
+            row[16 + k] = (mass[up] - own * p[b]) / w if w > 0.5 else -1
+            row[20 + k] = mass[up] / (total_m + np.float32(1e-6))
+            held = blocks[up]
+        behind = max(behind * np.float32(0.9), p[b])
+        seen_m += (stats[b, S_CHARS] + np.float32(1)) * p[b]
     return out
 
 
