@@ -38,11 +38,11 @@ class Item(NamedTuple):
         return ".".join(labels[-3:] if len(labels) > 2 and len(labels[-2]) <= 3 else labels[-2:])
 
 
-def items() -> Iterator[Item]:
+def items(sets: tuple[str, ...] = ("wcxb", "aeb", "trafilatura")) -> Iterator[Item]:
     """All pages: WCXB development set, article-extraction-benchmark, trafilatura's evaluation set."""
-    yield from _wcxb()
-    yield from _articles()
-    yield from _trafilatura()
+    readers = {"wcxb": _wcxb, "aeb": _articles, "trafilatura": _trafilatura}
+    for name in sets:
+        yield from readers[name]()
 
 
 def _wcxb() -> Iterator[Item]:

@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import sys
 from pathlib import Path
 from typing import Any
 
 import numba
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
 from extraction_sets import Item, items, scores, words
 
 from pipeline.extract.encoding import decode

@@ -139,6 +139,9 @@ HOSTILE = {
     "nested": b"<div>" * (2 * MEGABYTE) + b"text",
     "nested inline, unmatched ends": (b"<b>" * 300 + b"</div></p></i>" * 300) * 600,
     "one line of 50 MB": b"<p>" + b"word " * (10 * MEGABYTE),
+    "nested tags of all kinds": b"<table><tr><td><ul><li><dl><dd><form><b><pre>" * (10 * MEGABYTE // 44) + b"text",
+    "unclosed everything": b"<html><body><div class='a><p title=\"b<table><tr><td><ul><li><svg><math><a href=x"
+    * 90_000,
     "attributes": b"<div " + b" ".join(b"a%d=1" % i for i in range(100_000)) + b">text</div>",
     "unclosed comment": b"<p>text</p><!--" + b"x" * (10 * MEGABYTE),
     "unclosed quote": b'<p>text</p><a href="' + b"x" * (10 * MEGABYTE),
@@ -162,6 +165,42 @@ def test_hostile_pages_end(name):
     extract(HOSTILE[name])
     # no timing of a machine, but an input that takes quadratic time takes hours
     assert time.process_time() - start < 60
+
+
+BOUNDED = """
+import resource, sys
+sys.path[:0] = [sys.argv[1], sys.argv[2]]
+from test_main_content import HOSTILE
+from pipeline.extract.main_content import extract
+extract(b"<p>warm</p>")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+for page in HOSTILE.values():
+    extract(page)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10)
+"""
+
+
+def test_hostile_pages_take_no_more_memory_than_the_bound():
+    import subprocess
+    import sys
+
+    tests = Path(__file__).parent
+    done = subprocess.run(
+        [sys.executable, "-c", BOUNDED, str(tests.parents[2]), str(tests)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 1024  # MiB above what the process had, for pages of up to 50 MB
+
+
+def test_hostile_pages_leave_one_row_each_and_the_rest_of_the_batch_as_it_is():
+    names = ("nested", "one line of 50 MB", "unclosed everything", "attributes", "invalid UTF-8", "zero bytes")
+    docs = Documents(batch_of([*(HOSTILE[name] for name in names), HTML.encode()]))
+    rows, verdict = MainContent().transform(docs)
+    assert rows.num_rows == len(names) + 1
+    texts = rows.column("text").to_pylist()
+    assert texts[-1] == extract(HTML.encode()).text
+    assert verdict is not None
+    for text, reason in zip(texts, verdict.reason, strict=True):
+        assert (reason == "no_text") if not text.strip() else reason is None
 
 
 def test_what_lies_behind_the_limit_is_not_read():
