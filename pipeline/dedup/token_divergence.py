@@ -74,7 +74,7 @@ class TokenDivergence(Corpus):
         symmetric_divergence(one, one, one, one, self.smoothing)
 
     def _minhash(self) -> Minhash:
-        return Minhash(ngram=self.ngram, bands=self.bands, rows=self.rows, scope=self.scope)
+        return Minhash.model_validate({name: getattr(self, name) for name in ("ngram", "bands", "rows", "scope")})
 
     def decide(self, stage: StageRun) -> dict[str, Any]:
         bands = self.bands if self.group == "minhash" else 1
@@ -155,7 +155,7 @@ class TokenDivergence(Corpus):
         _, rows = removal.split(labels.column("address").to_numpy())
         order = np.argsort(rows)
         rows, roots = rows[order], labels.column("root").to_numpy()[order]
-        counting = KLDivergence(tokens=self.tokens, bits=28)
+        counting = KLDivergence.model_validate({"tokens": self.tokens, "bits": 28})
         columns = {*keeping.columns(self.keep, self.quality), "text"}
         first = 0
         with exchange.Spread(
@@ -232,15 +232,15 @@ class TokenDivergence(Corpus):
                     root, kept = rows["root"][i], []
                 counts = values[offsets[i - begin] : offsets[i - begin + 1]]
                 half = len(counts) // 2
-                own = counts[:half], counts[half:]
+                tokens, times = counts[:half], counts[half:]
                 if not half:
                     continue
-                found = [symmetric_divergence(*own, *theirs, self.smoothing) for _, *theirs in kept]
+                found = [symmetric_divergence(tokens, times, t, n, self.smoothing) for _, t, n in kept]
                 best = int(np.argmin(found)) if found else -1
                 if found and found[best] <= self.max_divergence:
                     match[i], score[i] = kept[best][0], found[best]
                 elif len(kept) < self.compare:
-                    kept.append((i, own[0].copy(), own[1].copy()))
+                    kept.append((i, tokens.copy(), times.copy()))
             work.progress(end - begin)
             begin = end
         return match, score
