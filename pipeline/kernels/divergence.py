@@ -131,3 +131,63 @@ def rare_words(
             if counts[keys[slot]] - seen[slot] < min_count:
                 out[d, 0] += seen[slot]
     return out
+
+
+@numba.njit(cache=True, nogil=True)
+def count_tokens(first: np.ndarray, buckets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(offsets int64 [documents + 1], values uint32): each document's distinct tokens, sorted, then their counts."""
+    offsets = np.zeros(len(first), np.int64)
+    out = np.empty(2 * (first[-1] - first[0]), np.uint32)
+    n = 0
+    for d in range(len(first) - 1):
+        tokens = np.sort(buckets[first[d] : first[d + 1]])
+        distinct = 0
+        for i in range(len(tokens)):
+            distinct += i == 0 or tokens[i] != tokens[i - 1]
+        k = -1
+        for i in range(len(tokens)):
+            if i == 0 or tokens[i] != tokens[i - 1]:
+                k += 1
+                out[n + k], out[n + distinct + k] = np.uint32(tokens[i]), 0
+            out[n + distinct + k] += np.uint32(1)
+        n += 2 * distinct
+        offsets[d + 1] = n
+    return offsets, out[:n]
+
+
+@numba.njit(nogil=True, cache=True)
+def symmetric_divergence(
+    tokens: np.ndarray, counts: np.ndarray, other_tokens: np.ndarray, other_counts: np.ndarray, smoothing: float
+) -> float:
+    """(D(p || q) + D(q || p)) / 2 in nats of two documents' sorted distinct tokens with their counts.
+
+    Both are smoothed over the union V of their tokens: p(t) = (count(t) + smoothing) / (n + smoothing |V|).
+    """
+    i, j, union = 0, 0, 0
+    n, m = 0.0, 0.0
+    for k in range(len(counts)):
+        n += counts[k]
+    for k in range(len(other_counts)):
+        m += other_counts[k]
+    while i < len(tokens) or j < len(other_tokens):
+        left = j == len(other_tokens) or (i < len(tokens) and tokens[i] <= other_tokens[j])
+        right = i == len(tokens) or (j < len(other_tokens) and other_tokens[j] <= tokens[i])
+        i += left
+        j += right
+        union += 1
+    n += smoothing * union
+    m += smoothing * union
+    i, j, total = 0, 0, 0.0
+    while i < len(tokens) or j < len(other_tokens):
+        left = j == len(other_tokens) or (i < len(tokens) and tokens[i] <= other_tokens[j])
+        right = i == len(tokens) or (j < len(other_tokens) and other_tokens[j] <= tokens[i])
+        p, q = smoothing, smoothing
+        if left:
+            p += counts[i]
+            i += 1
+        if right:
+            q += other_counts[j]
+            j += 1
+        p, q = p / n, q / m
+        total += (p - q) * np.log(p / q)
+    return total / 2

@@ -67,31 +67,48 @@ def split_lines(offsets: np.ndarray, data: np.ndarray, *, universal: bool) -> Li
 
 
 @numba.njit(cache=True, nogil=True)
-def has_other_breaks(offsets: np.ndarray, data: np.ndarray) -> bool:
-    """Whether there may be a line break besides the line feed. One pass over the bytes."""
-    for i in range(offsets[0], offsets[-1]):
-        byte = data[i]
-        if byte < 32:
-            if 11 <= byte <= 13 or 28 <= byte <= 30:
-                return True
-        elif byte == 0x85:
-            if i > 0 and data[i - 1] == 0xC2:
-                return True
-        elif (byte == 0xA8 or byte == 0xA9) and i > 0 and data[i - 1] == 0x80:
-            return True
-    return False
+def has_other_breaks(offsets: np.ndarray, data: np.ndarray) -> np.ndarray:
+    """Which documents may have a line break besides the line feed, bool [documents]. One pass over the bytes."""
+    out = np.zeros(len(offsets) - 1, np.bool_)
+    for d in range(len(offsets) - 1):
+        low = offsets[d]
+        for i in range(low, offsets[d + 1]):
+            byte = data[i]
+            # Printable ASCII and most of the rest in two comparisons: no branch that is hard to foresee.
+            if byte >= 32 and byte != 0x85 and byte != 0xA8 and byte != 0xA9:
+                continue
+            if byte < 32:
+                if 11 <= byte <= 13 or 28 <= byte <= 30:
+                    out[d] = True
+                    break
+            elif byte == 0x85:
+                if i > low and data[i - 1] == 0xC2:
+                    out[d] = True
+                    break
+            elif i > low and data[i - 1] == 0x80:
+                out[d] = True
+                break
+    return out
 
 
-def without_last_empty(lines: Lines) -> Lines:
-    """The lines of str.splitlines() from those of str.split("\\n"), for text without any other break."""
+def universal_lines(lines: Lines, offsets: np.ndarray, data: np.ndarray) -> Lines:
+    """The lines of str.splitlines() from those of str.split("\n"): only documents with other breaks are split again."""
+    counts = lines.counts()
+    other = has_other_breaks(offsets, data)
+    keep = np.repeat(~other, counts)
     last = lines.first[1:] - 1
-    empty = last[lines.chars[last] == 0]
-    keep = np.ones(len(lines.chars), np.bool_)
-    keep[empty] = False
+    keep[last[lines.chars[last] == 0]] = False
+    parts = [(np.repeat(np.arange(len(counts)), counts)[keep], lines, keep)]
+    for d in np.flatnonzero(other):
+        again = split_lines(offsets[d : d + 2], data, universal=True)
+        parts.append((np.full(len(again.chars), d), again, np.ones(len(again.chars), np.bool_)))
+    owner = np.concatenate([part[0] for part in parts])
+    order = np.argsort(owner, kind="stable") if len(parts) > 1 else slice(None)
     first = np.zeros_like(lines.first)
-    np.cumsum(np.add.reduceat(keep, lines.first[:-1], dtype=np.int64) if len(first) > 1 else [], out=first[1:])
-    rest = [getattr(lines, field.name)[keep] for field in fields(lines) if field.name != "first"]
-    return Lines(first, *rest)
+    np.cumsum(np.bincount(owner, minlength=len(counts)), out=first[1:])
+    names = [field.name for field in fields(lines) if field.name != "first"]
+    columns = [np.concatenate([getattr(part, name)[kept] for _, part, kept in parts])[order] for name in names]
+    return Lines(first, *columns)
 
 
 @numba.njit(cache=True, nogil=True)

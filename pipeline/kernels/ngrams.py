@@ -178,12 +178,15 @@ def greedy_ngrams(first: np.ndarray, hashes: np.ndarray, chars: np.ndarray, low_
     """Characters of repeated n-grams as datatrove counts them, int64 [documents, last_n - low_n + 1].
 
     From left to right: an n-gram (joined without spaces) that was met before counts with all its characters, and
-    the scan goes on behind it; any other is remembered, and the scan moves on by one word.
+    the scan goes on behind it; any other is remembered, and the scan moves on by one word. An n-gram that occurs
+    once changes nothing; so a first pass without branches marks places in a small table, and the scan looks only at
+    the n-grams whose place was taken twice.
     """
     documents = len(first) - 1
     out = np.zeros((documents, last_n - low_n + 1), np.int64)
     size = _table_size(first)
-    table = np.zeros(size, np.uint64)  # keys alone, emptied for each n: half the cache of a table with stamps
+    table = np.zeros(size, np.uint64)
+    marks, places, maybe = np.zeros(8 * size, np.uint8), np.zeros(size, np.int32), np.zeros(size, np.int32)
     joined, powers, lengths = np.zeros(size, np.uint64), np.zeros(size, np.uint64), np.zeros(size, np.int64)
     short = np.ones(64, np.uint64)
     for k in range(1, 64):
@@ -191,9 +194,9 @@ def greedy_ngrams(first: np.ndarray, hashes: np.ndarray, chars: np.ndarray, low_
     for d in range(documents):
         low = first[d]
         n_words = first[d + 1] - low
-        mask = 15
-        while mask + 1 < 2 * n_words:
-            mask = mask * 2 + 1
+        shift = np.uint64(64 - 7)
+        while 1 << (64 - shift) < 8 * n_words:
+            shift -= np.uint64(1)
         for i in range(n_words):
             length = chars[low + i]
             powers[i] = short[length] if length < 64 else power(length)
@@ -205,18 +208,38 @@ def greedy_ngrams(first: np.ndarray, hashes: np.ndarray, chars: np.ndarray, low_
                 lengths[i] += chars[low + i + n - 1]
             if n < low_n or limit <= 0:
                 continue
-            table[: mask + 1] = 0
-            i, total = 0, 0
-            while i < limit:
-                key = joined[i] if joined[i] != 0 else np.uint64(1)  # 0 is a free slot
-                slot = np.int64((key * _MIX) >> np.uint64(32)) & mask
-                while table[slot] != 0 and table[slot] != key:
-                    slot = (slot + 1) & mask
-                if table[slot] == key:
-                    total += lengths[i]
-                    i += n
-                else:
-                    table[slot] = key
-                    i += 1
-            out[d, n - low_n] = total
+            marks[: np.int64(1) << np.int64(64 - shift)] = 0
+            for i in range(limit):
+                place = np.int64((joined[i] * _MIX) >> shift)
+                places[i] = place
+                marks[place] = marks[place] << 1 | 1
+            found = 0
+            for i in range(limit):
+                maybe[found] = i
+                found += marks[places[i]] > 1
+            if found:
+                out[d, n - low_n] = _scan(maybe[:found], joined, lengths, n, table)
     return out
+
+
+@numba.njit(cache=True, nogil=True)
+def _scan(maybe: np.ndarray, joined: np.ndarray, lengths: np.ndarray, n: int, table: np.ndarray) -> int:
+    """Characters of the n-grams at the places `maybe` that were met before, those inside of one skipped."""
+    mask = 15
+    while mask + 1 < 2 * len(maybe):
+        mask = mask * 2 + 1
+    table[: mask + 1] = 0
+    following, total = 0, 0
+    for i in maybe:
+        if i < following:
+            continue
+        key = joined[i] if joined[i] != 0 else np.uint64(1)  # 0 is a free slot
+        slot = np.int64((key * _MIX) >> np.uint64(32)) & mask
+        while table[slot] != 0 and table[slot] != key:
+            slot = (slot + 1) & mask
+        if table[slot] == key:
+            total += lengths[i]
+            following = i + n
+        else:
+            table[slot] = key
+    return total

@@ -41,9 +41,9 @@ def lines_of(docs: Documents, *, universal: bool = False) -> lines.Lines:
     """Lines at line feeds, or at all of Unicode's line breaks: see `lines.split_lines`."""
 
     def compute() -> lines.Lines:
-        if universal and not lines.has_other_breaks(*docs.text_buffers()):
-            return lines.without_last_empty(lines_of(docs))
-        return lines.split_lines(*docs.text_buffers(), universal=universal)
+        if universal:
+            return lines.universal_lines(lines_of(docs), *docs.text_buffers())
+        return lines.split_lines(*docs.text_buffers(), universal=False)
 
     return docs.once(f"lines:{universal}", compute)
 
