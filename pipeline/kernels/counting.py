@@ -16,9 +16,7 @@ _IN_A_CELL = 8
 
 
 @numba.njit(cache=True, nogil=True)
-def _by_digit(
-    keys: np.ndarray, counts: np.ndarray, places: np.ndarray, low: np.uint64, shift: int, out: tuple
-) -> None:  # type: ignore[type-arg]
+def _by_digit(keys: np.ndarray, counts: np.ndarray, places: np.ndarray, low: np.uint64, shift: int, out: tuple) -> None:  # type: ignore[type-arg]
     """One stable pass: rows in order of the _DIGIT_BITS bits of key - low above `shift`."""
     out_keys, out_counts, out_places = out
     mask = _U((1 << _DIGIT_BITS) - 1)
@@ -130,6 +128,6 @@ def add_lines(
         start = ends[row]
         for i in range(start, ends[row + 1]):
             to_keys[used] = keys[i]
-            to_places[used] = _U((first_row + row) << line_bits) | _U(i - start)
+            to_places[used] = _U((first_row + row) << line_bits) | _U(min(i - start, (1 << line_bits) - 1))
             used += keys[i] != _U(0)
     return used

@@ -150,10 +150,11 @@ def _key_of(words: np.ndarray, scratch: np.ndarray, used: int, salt: np.uint64) 
 @numba.njit(cache=True, nogil=True, inline="always")
 def _eight(data: np.ndarray, i: int) -> np.uint64:
     """data[i : i + 8] as one little-endian number; the compiler makes one load of it."""
-    return (
-        _U(data[i]) | _U(data[i + 1]) << _U(8) | _U(data[i + 2]) << _U(16) | _U(data[i + 3]) << _U(24)
-        | _U(data[i + 4]) << _U(32) | _U(data[i + 5]) << _U(40) | _U(data[i + 6]) << _U(48) | _U(data[i + 7]) << _U(56)
-    )  # fmt: skip
+    i = _U(i)  # an unsigned index needs no check for a negative one
+    low = _U(data[i]) | _U(data[i + _U(1)]) << _U(8) | _U(data[i + _U(2)]) << _U(16) | _U(data[i + _U(3)]) << _U(24)
+    i += _U(4)
+    high = _U(data[i]) | _U(data[i + _U(1)]) << _U(8) | _U(data[i + _U(2)]) << _U(16) | _U(data[i + _U(3)]) << _U(24)
+    return low | high << _U(32)
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
@@ -258,7 +259,7 @@ def line_breaks(offsets: np.ndarray, data: np.ndarray) -> np.ndarray:
     inside = data[begin:end]
     count = 0
     for j in range(len(inside)):
-        count += inside[j] == _B(10)
+        count += inside[_U(j)] == _B(10)
     out = np.empty(count + 1, np.int64)
     used = 0
     words = data[: len(data) // 8 * 8].view(np.uint64)
@@ -268,7 +269,7 @@ def line_breaks(offsets: np.ndarray, data: np.ndarray) -> np.ndarray:
             out[used] = j
             used += 1
     for w in range(first // 8, last // 8):  # eight bytes at once: a byte of x is 0 where there is a newline
-        x = words[w] ^ _U(0x0A0A0A0A0A0A0A0A)
+        x = words[_U(w)] ^ _U(0x0A0A0A0A0A0A0A0A)
         if (x - _U(0x0101010101010101)) & ~x & _U(0x8080808080808080) != _U(0):
             for j in range(8 * w, 8 * w + 8):
                 if data[j] == _B(10):
