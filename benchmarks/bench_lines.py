@@ -3,8 +3,9 @@
     python benchmarks/bench_lines.py --lines 5000000
 
 The corpus has 40 lines a document of about 85 bytes, 30 % of them from a few thousand repeated ones. Two measures: the
-whole step through the engine (read Parquet, count through the exchange, take the lines out, write Parquet), and
-counting and taking out in memory, kernels and dictionary on one core each, in CPU seconds.
+whole step through the engine (read Parquet, count through the exchange, take the lines out, write Parquet) beside a
+Python process that does the same with a dictionary, and in memory on one core each, in CPU seconds: counting alone,
+and counting and taking out.
 """
 
 from __future__ import annotations
@@ -69,45 +70,86 @@ def ours(folder: Path, workers: int, memory: str) -> dict[str, object]:
     executor = make_executor(recipe, Console())
     stage = run(recipe, str(folder / "run"), executor=executor).stages[1]
     executor.close()
-    decided = {k: v for k, v in stage["decided"].items() if k not in ("frequent", "first")}
+    decided = {k: v for k, v in stage["decided"].items() if k not in ("frequent", "first_rows")}
     return {"seconds": stage["seconds"], "peak_mb": round(stage["peak_memory_bytes"] / 1e6), **decided}
 
 
-def dictionary(texts: list[str]) -> tuple[int, float, int]:
-    """(lines, CPU seconds, lines left) of counting hashes in a dictionary and joining what is left, in memory."""
+def dictionary(texts: list[str]) -> tuple[int, float, float, int]:
+    """(lines, CPU seconds of counting, of counting and taking out, lines left): hashes in a dictionary, in memory."""
     started = time.process_time()
     count: dict[int, int] = {}
     total = left = 0
     for text in texts:
         for line in text.split("\n"):
-            key = hash(line)
+            key = hash(line.strip())
             count[key] = count.get(key, 0) + 1
             total += 1
+    counting = time.process_time() - started
     for text in texts:
-        kept = [line for line in text.split("\n") if count[hash(line)] <= 6]
+        kept = [line for line in text.split("\n") if count[hash(line.strip())] <= 6]
         left += len(kept)
         "\n".join(kept)
-    return total, time.process_time() - started, left
+    return total, counting, time.process_time() - started, left
 
 
-def kernels(array: pa.Array) -> tuple[float, int]:
-    """(CPU seconds, lines left) of the same by this project's kernels in memory, on one core."""
+def kernels(array: pa.Array, batch: int = 1000) -> tuple[float, float, int]:
+    """(CPU seconds of counting, of counting and taking out, lines left) by the kernels in memory, on one core.
+
+    From the same texts, batch by batch as the step does, with all it keeps of a line: key, count and first place.
+    """
+    from pipeline.kernels.counting import add_lines, count_keys
     from pipeline.kernels.line_keys import line_keys, open_table, without_lines
     from pipeline.step import string_buffers
 
     offsets, data = string_buffers(array)
     salt = np.zeros(len(array), np.uint64)
+    address = np.arange(len(array), dtype=np.uint64)
+    starts = range(0, len(array), batch)
     for _ in range(2):  # the first compiles
         started = time.process_time()
-        keys, ends = line_keys(offsets, data, normalise="raw", salt=salt)
-        ordered = np.sort(keys)
-        starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-        often = ordered[starts[np.diff(np.r_[starts, len(ordered)]) > 6]]
-        size = 1 << max(1, 2 * len(often)).bit_length()
-        table = open_table(often, often, np.zeros(len(often), np.uint32), size)
-        _, _, removed, _ = without_lines(offsets, data, keys, ends, *table, salt, False)
+        parts = []
+        for start in starts:
+            end = min(start + batch, len(array))
+            keys, ends = line_keys(offsets[start : end + 1], data, normalise="raw", salt=salt[start:end])
+            some, places = np.empty((2, len(keys) + 1), np.uint64)
+            used = add_lines(keys, ends, start, 24, some, places)
+            parts.append((some[:used], places[:used]))
+        distinct, counts, places = count_keys(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        counting = time.process_time() - started
+        often = counts > 6
+        size = 1 << max(1, 2 * int(often.sum())).bit_length()
+        table = open_table(
+            distinct[often],
+            places[often] >> np.uint64(24),
+            (places[often] & np.uint64(0xFFFFFF)).astype(np.uint32),
+            size,
+        )
+        left = 0
+        for start in starts:
+            end = min(start + batch, len(array))
+            part = offsets[start : end + 1]
+            keys, ends = line_keys(part, data, normalise="raw", salt=salt[start:end])
+            _, _, removed, _ = without_lines(part, data, keys, ends, *table, address[start:end], False)
+            left += len(keys) - int(removed.sum())
         seconds = time.process_time() - started
-    return seconds, len(keys) - int(removed.sum())
+    return counting, seconds, left
+
+
+def dictionary_from_disk(folder: Path) -> float:
+    """Wall seconds of the same job as the engine's, one process: read Parquet, count, take out, write Parquet."""
+    started = time.perf_counter()
+    table = pq.read_table(folder / "in")
+    count: dict[int, int] = {}
+    texts = table.column("text").to_pylist()
+    for text in texts:
+        for line in text.split("\n"):
+            key = hash(line.strip())
+            count[key] = count.get(key, 0) + 1
+    left = ["\n".join(line for line in text.split("\n") if count[hash(line.strip())] <= 6) for text in texts]
+    column = table.schema.get_field_index("text")
+    table = table.set_column(column, table.schema.field(column), pa.array(left, table.schema.field(column).type))
+    pq.write_table(table, folder / "dictionary.parquet", compression="zstd")
+    return time.perf_counter() - started
 
 
 def main() -> None:
@@ -125,14 +167,19 @@ def main() -> None:
         mine = ours(folder, args.workers, args.memory)
         texts = pq.read_table(folder / "in", columns=["text"]).column("text").combine_chunks()
         texts = texts.chunk(0) if isinstance(texts, pa.ChunkedArray) else texts
-        seconds, left = kernels(texts)
-        lines, theirs, left_there = dictionary(texts.to_pylist())
+        counting, both, left = kernels(texts)
+        lines, their_counting, their_both, left_there = dictionary(texts.to_pylist())
         assert left == left_there
-        whole = lines / float(str(mine["seconds"])) / 1e6
-        print(f"round {number}: engine, Parquet to Parquet {whole:.2f} M lines/s (wall)", json.dumps(mine), flush=True)
-        ours_rate, their_rate = lines / seconds / 1e6, lines / theirs / 1e6
-        print(f"round {number}: in memory {ours_rate:.2f} M lines/s per core, dictionary {their_rate:.2f}", flush=True)
-        print(f"round {number}: ratio {ours_rate / their_rate:.1f}", flush=True)
+        print(f"round {number}: M lines/s a core, in memory: ours, dictionary, ratio", flush=True)
+        for what, mine_s, theirs in (("counting", counting, their_counting), ("and taking out", both, their_both)):
+            print(
+                f"  {what:15} {lines / mine_s / 1e6:.2f} {lines / theirs / 1e6:.2f} {theirs / mine_s:.1f}", flush=True
+            )
+        wall = float(str(mine["seconds"]))
+        theirs = dictionary_from_disk(folder)
+        print(f"  Parquet to Parquet, wall, engine with {args.workers} workers beside one process with a dictionary:")
+        print(f"  {'end to end':15} {lines / wall / 1e6:.2f} {lines / theirs / 1e6:.2f} {theirs / wall:.1f}")
+        print(" ", json.dumps(mine), flush=True)
     if not args.folder:
         shutil.rmtree(folder)
 

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from cluster import storage
 from cluster.errors import DataError
@@ -130,6 +131,36 @@ def only(indices: Sequence[dict[str, Any]], bucket: int) -> list[dict[str, Any]]
     """The indices cut down to one bucket: what a reduce task needs in its description."""
     cut = [{**index, "runs": [run for run in index["runs"] if run[0] == bucket]} for index in indices]
     return [index for index in cut if index["runs"]]
+
+
+_PLACES = pa.schema(
+    [("bucket", pa.int64()), ("file", pa.string()), *((name, pa.int64()) for name in ("batch", "rows", "bytes"))]
+)
+
+
+def save(folder: str, name: str, indices: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Indices as one Parquet file in order of bucket, for results that every later task reads its bucket of.
+
+    What is returned is small and goes where the indices would have gone; `load` gives one bucket's. The file's name
+    and content depend on the indices alone, so a resumed run writes the same again.
+    """
+    rows = [(run[0], index["file"], *run[1:]) for index in indices for run in index["runs"]]
+    order = sorted(range(len(rows)), key=lambda i: rows[i][0])
+    columns = list(zip(*(rows[i] for i in order), strict=True)) if rows else [()] * 5
+    table = pa.table([pa.array(c, f.type) for c, f in zip(columns, _PLACES, strict=True)], schema=_PLACES)
+    path = storage.join(str(folder), f"{name}.index.parquet")
+    with storage.open_write(path) as sink:
+        pq.write_table(table, sink, row_group_size=1 << 16)
+    return {"index": path, "rows": sum(index["rows"] for index in indices)}
+
+
+def load(saved: dict[str, Any], bucket: int) -> list[dict[str, Any]]:
+    """The saved indices cut down to one bucket."""
+    found: dict[str, list[list[int]]] = {}
+    with storage.open_read(saved["index"]) as source:
+        for row in pq.read_table(source, filters=[("bucket", "=", bucket)], use_threads=False).to_pylist():
+            found.setdefault(row["file"], []).append([row[name] for name in ("bucket", "batch", "rows", "bytes")])
+    return [{"file": file, "rows": sum(run[2] for run in runs), "runs": runs} for file, runs in found.items()]
 
 
 def _runs(

@@ -70,7 +70,8 @@ class Exact(Corpus):
             {"bucket": b, "rows": exchange.only(spread, b), "partitions": len(stage.partitions)}
             for b in exchange.filled(spread)
         ]
-        return {"decisions": [result["decisions"] for result in stage.map("choose", reduce)]}
+        decisions = [result["decisions"] for result in stage.map("choose", reduce)]
+        return {"decisions": exchange.save(stage.folder, "decisions", decisions)}
 
     def hashes(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
         """Map: the content hash, rank and address of every document of a partition, spread by hash."""
@@ -161,7 +162,7 @@ class Exact(Corpus):
         return best
 
     def decisions(self, decided: dict[str, Any], partition: int) -> pa.Table | None:
-        return removal.read(decided["decisions"], partition)
+        return removal.read_saved(decided["decisions"], partition)
 
     def apply(
         self, docs: Documents, first_row: int, decisions: pa.Table | None

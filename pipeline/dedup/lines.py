@@ -8,6 +8,7 @@ that occurs more than `max_count` times in its bucket is taken out of that bucke
 from __future__ import annotations
 
 import itertools
+import json
 import math
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,6 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from cluster import storage
 from pipeline import exchange
 from pipeline.dedup import removal
 from pipeline.step import Corpus, Documents, Verdict, Work
@@ -32,6 +34,9 @@ COUNTS = pa.schema(
         pa.field("line", pa.uint32(), nullable=False),  # its number there
     ]
 )
+
+LINE_BITS = 24
+"""Bits for the number of a line in its document; the lines of one document beyond 2^24 share the last number."""
 
 _BYTES_PER_LINE = 40
 """For sizing buckets: the text bytes that make a line, at the low end of web text."""
@@ -93,9 +98,11 @@ class Lines(Corpus):
                 for b in exchange.filled(spread)
             ],
         )
+        places = storage.join(str(stage.folder), "first_rows.json")
+        storage.write_bytes(places, json.dumps(first).encode())
         return {
-            "frequent": [result["frequent"] for result in frequent],
-            "first": first,
+            "first_rows": places,
+            "frequent": exchange.save(stage.folder, "frequent", [result["frequent"] for result in frequent]),
             "lines": sum(result["lines"] for result in counted),
             "repeated_lines": sum(result["repeated"] for result in frequent),
             "occurrences": sum(result["occurrences"] for result in frequent),
@@ -107,17 +114,13 @@ class Lines(Corpus):
         lines = row = 0
         total = task["ranges"] * max(1, task["buckets"])
         with exchange.Spread(work.path("lines.arrow"), COUNTS, total, memory_bytes=work.memory_bytes) as spread:
-            waiting = _Waiting(spread, task["ranges"], max(1 << 16, work.memory_bytes // 8))
+            waiting = _Waiting(spread, index, task["ranges"], max(1 << 16, work.memory_bytes // 8))
             for batch in removal.batches(task["partition"], ["text"], None, work):
                 keys, offsets, buckets = self._keys(Documents(batch), task["first"] + row)
-                address = removal.addresses(index, row, len(batch))
+                cuts = np.r_[0, np.flatnonzero(np.diff(buckets)) + 1, len(batch)].tolist() if len(batch) else [0]
+                for first, last in itertools.pairwise(cuts):
+                    lines += waiting.add(int(buckets[first]), keys, offsets[first : last + 1], row + first)
                 row += len(batch)
-                for bucket in np.unique(buckets):
-                    first, last = np.searchsorted(buckets, [bucket, bucket + 1])
-                    here = slice(offsets[first], offsets[last])
-                    lines += waiting.add(
-                        int(bucket), keys[here], address[first:last], np.diff(offsets[first : last + 1])
-                    )
             waiting.flush()
         return {"counts": spread.index, "lines": lines}
 
@@ -135,6 +138,15 @@ class Lines(Corpus):
 
     def _whole_keys(self, task: dict[str, Any], work: Work) -> Iterator[pa.Table]:
         """One row per key, over all tables that the key comes in."""
+        from pipeline.kernels.counting import count_keys
+
+        if exchange.bucket_bytes(task["counts"], task["range"]) * 4 <= work.memory_bytes:
+            table = exchange.collect(task["counts"], task["range"], COUNTS)
+            key, count, address, line = (table.column(name).to_numpy() for name in COUNTS.names)
+            place = np.arange(len(key), dtype=np.uint64)  # tables come in order of partition and row
+            key, count, place = count_keys(key.copy(), place, count.copy())
+            yield _frequent(key, count, address[place], line[place])
+            return
         rest: pa.Table | None = None
         for table in exchange.merge_sorted(
             task["counts"], task["range"], COUNTS, "key", memory_bytes=work.memory_bytes
@@ -147,9 +159,9 @@ class Lines(Corpus):
             yield rest
 
     def decisions(self, decided: dict[str, Any], partition: int) -> pa.Table | None:
-        first, after = decided["first"][partition : partition + 2]
+        first, after = json.loads(storage.read_bytes(decided["first_rows"]))[partition : partition + 2]
         buckets = range(first // self.bucket_documents, -(-after // self.bucket_documents))
-        rows = [exchange.collect(decided["frequent"], bucket, COUNTS) for bucket in buckets]
+        rows = [exchange.collect(exchange.load(decided["frequent"], bucket), bucket, COUNTS) for bucket in buckets]
         return self._table(rows, partition, first) if any(len(table) for table in rows) else None
 
     def _table(self, rows: list[pa.Table], partition: int, first: int) -> pa.Table:
@@ -197,36 +209,38 @@ class Lines(Corpus):
 class _Waiting:
     """Lines of one bucket of documents until there are enough of them for a sorted run."""
 
-    def __init__(self, spread: exchange.Spread, ranges: int, limit: int):
-        self._spread, self._ranges, self._limit = spread, ranges, limit
+    def __init__(self, spread: exchange.Spread, partition: int, ranges: int, limit: int):
+        self._spread, self._partition, self._ranges, self._limit = spread, partition, ranges, limit
         self._bucket = 0
-        self._parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
         self._bytes = 0
 
-    def add(self, bucket: int, keys: np.ndarray, address: np.ndarray, lines: np.ndarray) -> int:
-        """Lines of whole documents (address [n], lines per document [n]); how many of them are not blank."""
+    def add(self, bucket: int, keys: np.ndarray, ends: np.ndarray, first_row: int) -> int:
+        """The lines of whole documents: document i has keys[ends[i] : ends[i + 1]]. How many are not blank."""
+        from pipeline.kernels.counting import add_lines
+
         if bucket != self._bucket:
             self.flush()
             self._bucket = bucket
-        starts = np.cumsum(lines) - lines
-        number = np.arange(len(keys), dtype=np.int64) - np.repeat(starts, lines)
-        filled = keys != 0
-        part = keys[filled], np.repeat(address, lines)[filled], number[filled].astype(np.uint32)
-        self._parts.append(part)
-        self._bytes += sum(column.nbytes for column in part)
+        some, places = np.empty((2, int(ends[-1] - ends[0]) + 1), np.uint64)
+        used = add_lines(keys, ends, first_row, LINE_BITS, some, places)
+        self._parts.append((some[:used], places[:used]))
+        self._bytes += 16 * used
         if self._bytes > self._limit:
             self.flush()
-        return len(part[0])
+        return int(used)
 
     def flush(self) -> None:
+        from pipeline.kernels.counting import count_keys
+
         if not self._parts:
             return
-        keys, address, line = (np.concatenate(column) for column in zip(*self._parts, strict=True))
+        keys, counts, places = count_keys(*(np.concatenate(column) for column in zip(*self._parts, strict=True)))
         self._parts, self._bytes = [], 0
-        rows = _combined(_frequent(keys, np.ones(len(keys), np.uint32), address, line))
-        edges = np.searchsorted(
-            exchange.bucket_of(rows.column("key").to_numpy(), self._ranges), range(self._ranges + 1)
-        )
+        address = removal.addresses(self._partition, 0, 1) + (places >> np.uint64(LINE_BITS))
+        line = (places & np.uint64((1 << LINE_BITS) - 1)).astype(np.uint32)
+        rows = _frequent(keys, counts, address, line)
+        edges = np.searchsorted(exchange.bucket_of(keys, self._ranges), range(self._ranges + 1))
         for number, (start, end) in enumerate(itertools.pairwise(edges.tolist())):
             self._spread.add_run(rows.slice(start, end - start), self._bucket * self._ranges + number)
 

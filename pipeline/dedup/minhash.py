@@ -210,7 +210,8 @@ class Minhash(Corpus):
         alarms = removal.alarms(sources, self.alarm_share)
         for alarm in alarms:
             logging.getLogger(__name__).warning("%s: %s", self.step_name(), alarm)
-        return {"decisions": decisions, "sources": sources, "alarms": alarms}
+        saved = exchange.save(stage.folder, "decisions", decisions)
+        return {"decisions": saved, "sources": sources, "alarms": alarms}
 
     def _publish(
         self, stage: StageRun, signed: list[dict[str, Any]], decisions: list[dict[str, Any]], number: int
@@ -457,7 +458,7 @@ class Minhash(Corpus):
         )
 
     def decisions(self, decided: dict[str, Any], partition: int) -> pa.Table | None:
-        return removal.read(decided["decisions"], partition)
+        return removal.read_saved(decided["decisions"], partition)
 
     def apply(
         self, docs: Documents, first_row: int, decisions: pa.Table | None

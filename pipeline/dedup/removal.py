@@ -80,6 +80,11 @@ def decision_table(
     )
 
 
+def read_saved(saved: dict[str, Any], partition: int) -> pa.Table | None:
+    """`read` of indices that `exchange.save` wrote."""
+    return read(exchange.load(saved, partition), partition)
+
+
 def read(indices: Sequence[dict[str, Any]], partition: int) -> pa.Table | None:
     """The decisions on one partition in order of row; None when there are none."""
     table = exchange.collect(indices, partition, DECISION)

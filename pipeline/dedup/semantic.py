@@ -97,7 +97,8 @@ class Semantic(Corpus):
                 for b in exchange.filled(spread)
             ],
         )
-        return {"decisions": [result["decisions"] for result in chosen]}
+        decisions = [result["decisions"] for result in chosen]
+        return {"decisions": exchange.save(stage.folder, "decisions", decisions)}
 
     def pick(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
         """Map: the embeddings of the `sample` documents of a partition whose doc_id has the least hash."""
@@ -196,7 +197,7 @@ class Semantic(Corpus):
         return {"decisions": spread.index}
 
     def decisions(self, decided: dict[str, Any], partition: int) -> pa.Table | None:
-        return removal.read(decided["decisions"], partition)
+        return removal.read_saved(decided["decisions"], partition)
 
     def apply(
         self, docs: Documents, first_row: int, decisions: pa.Table | None

@@ -50,7 +50,7 @@ class Url(Corpus):
         return self._exact().choose(task, work)
 
     def decisions(self, decided: dict[str, Any], partition: int) -> pa.Table | None:
-        return removal.read(decided["decisions"], partition)
+        return removal.read_saved(decided["decisions"], partition)
 
     def apply(
         self, docs: Documents, first_row: int, decisions: pa.Table | None

@@ -16,7 +16,8 @@ _W = np.uint32
 _B = np.uint8
 _CODE_POINTS = 0x33480
 _DROPPED = 0xFFFFFFFF
-_OTHER = 0x100
+_EACH_01 = np.uint64(0x0101010101010101)
+_EACH_80 = np.uint64(0x8080808080808080)
 
 _CCNET_PUNCTUATION = "，。、„”“«»１」「《》´∶：？！（）；–—．～’…━〈〉【】％►"
 """What CCNet (arXiv 1911.00359) takes out of a line before it compares, besides what cannot be printed."""
@@ -88,15 +89,6 @@ def line_spaces() -> np.ndarray:
     return np.array([chr(point).isspace() for point in range(0x3001)])
 
 
-@functools.cache
-def _byte_table(normalise: str) -> np.ndarray:
-    """What each ASCII byte becomes (uint16 [256]); _OTHER where it goes, and for all bytes that are not ASCII."""
-    table = np.full(256, _OTHER, np.uint16)
-    becomes = line_table(normalise)[:128]
-    table[:128] = np.where(becomes == _DROPPED, _OTHER, becomes & 0xFF)
-    return table
-
-
 @numba.njit(cache=True, nogil=True, inline="always")
 def _is_space(letter: np.uint32, spaces: np.ndarray) -> np.bool_:
     return letter < _W(0x3001) and spaces[letter]
@@ -155,11 +147,68 @@ def _key_of(words: np.ndarray, scratch: np.ndarray, used: int, salt: np.uint64) 
     return max(mix64(h), _U(1))
 
 
+@numba.njit(cache=True, nogil=True, inline="always")
+def _eight(data: np.ndarray, i: int) -> np.uint64:
+    """data[i : i + 8] as one little-endian number; the compiler makes one load of it."""
+    i = _U(i)  # an unsigned index needs no check for a negative one
+    low = _U(data[i]) | _U(data[i + _U(1)]) << _U(8) | _U(data[i + _U(2)]) << _U(16) | _U(data[i + _U(3)]) << _U(24)
+    i += _U(4)
+    high = _U(data[i]) | _U(data[i + _U(1)]) << _U(8) | _U(data[i + _U(2)]) << _U(16) | _U(data[i + _U(3)]) << _U(24)
+    return low | high << _U(32)
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _odd(x: np.uint64) -> np.uint64:
+    """Not 0 when one of eight bytes is not printable ASCII."""
+    low = x & ~_EACH_80
+    return (x | ~(low + _U(0x6060606060606060)) | (low + _EACH_01)) & _EACH_80
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _plain(x: np.uint64) -> np.uint64:
+    """CCNet's normal form of eight bytes of ASCII: what `line_table` says of them, in arithmetic on all at once."""
+    upper = (x + _U(0x3F3F3F3F3F3F3F3F)) & ~(x + _U(0x2525252525252525)) & _EACH_80
+    digit = (x + _U(0x5050505050505050)) & ~(x + _U(0x4646464646464646)) & _EACH_80
+    digit = (digit >> _U(7)) * _U(0x0F)
+    return (x | upper >> _U(2)) & ~digit
+
+
+@numba.njit(cache=True, nogil=True)
+def _plain_key(data: np.ndarray, first: int, last: int, raw: bool, salt: np.uint64) -> np.uint64:
+    """`_key_of` the line's normal form, without writing it anywhere; 0 when it is not all printable ASCII."""
+    h = salt ^ (_U(last - first) * _U(0xC6A4A7935BD1E995))
+    odd = _U(0)
+    i = first
+    while i + 8 <= last:
+        x = _eight(data, i)
+        if not raw:
+            odd |= _odd(x)
+            x = _plain(x)
+        k = x * _U(0xC6A4A7935BD1E995)
+        k ^= k >> _U(47)
+        h = (h ^ (k * _U(0xC6A4A7935BD1E995))) * _U(0xC6A4A7935BD1E995)
+        i += 8
+    if i < last:
+        x = _U(0)
+        if i + 8 <= len(data):
+            x = _eight(data, i) & ((_U(1) << _U(8 * (last - i))) - _U(1))
+        else:
+            for j in range(i, last):
+                x |= _U(data[j]) << _U(8 * (j - i))
+        if not raw:
+            odd |= _odd(x | _U(0x2020202020202020) & ~((_U(1) << _U(8 * (last - i))) - _U(1)))
+            x = _plain(x)
+        k = x * _U(0xC6A4A7935BD1E995)
+        k ^= k >> _U(47)
+        h = (h ^ (k * _U(0xC6A4A7935BD1E995))) * _U(0xC6A4A7935BD1E995)
+    return _U(0) if odd else max(mix64(h), _U(1))
+
+
 @numba.njit(cache=True, nogil=True)
 def _line_keys(
     offsets: np.ndarray,
     data: np.ndarray,
-    byte_table: np.ndarray,
+    raw: bool,
     table: np.ndarray,
     spaces: np.ndarray,
     salt: np.ndarray,
@@ -185,20 +234,17 @@ def _line_keys(
             if breaks[at] < end:
                 stop = breaks[at]
                 at += 1
-            first, last = _stripped(data, start, stop, spaces)
+            first, last = start, stop
+            if stop > start and not (_B(32) < data[start] < _B(127) and _B(32) < data[stop - 1] < _B(127)):
+                first, last = _stripped(data, start, stop, spaces)
             used = last - first
             key = _U(0)
             if used >= shortest:
-                mine = data[first:last]
-                other = np.uint16(0)
-                for j in range(used):
-                    becomes = byte_table[mine[j]]
-                    other |= becomes
-                    scratch[j] = _B(becomes)
-                if other >= np.uint16(_OTHER):
+                key = _plain_key(data, first, last, raw, salt[row])
+                if key == _U(0):
                     used = _rewritten(data, first, last, table, scratch)
-                if used > 0:
-                    key = _key_of(words, scratch, used, salt[row])
+                    if used > 0:
+                        key = _key_of(words, scratch, used, salt[row])
             keys[line] = key
             line += 1
             start = stop + 1
@@ -213,12 +259,26 @@ def line_breaks(offsets: np.ndarray, data: np.ndarray) -> np.ndarray:
     inside = data[begin:end]
     count = 0
     for j in range(len(inside)):
-        count += inside[j] == _B(10)
+        count += inside[_U(j)] == _B(10)
     out = np.empty(count + 1, np.int64)
-    used = _U(0)
-    for j in range(len(inside)):  # written at every byte and kept at newlines: no branch to guess wrong
-        out[used] = begin + j
-        used += _U(inside[j] == _B(10))
+    used = 0
+    words = data[: len(data) // 8 * 8].view(np.uint64)
+    first, last = min(end, (begin + 7) // 8 * 8), end // 8 * 8
+    for j in range(begin, first):
+        if data[j] == _B(10):
+            out[used] = j
+            used += 1
+    for w in range(first // 8, last // 8):  # eight bytes at once: a byte of x is 0 where there is a newline
+        x = words[_U(w)] ^ _U(0x0A0A0A0A0A0A0A0A)
+        if (x - _U(0x0101010101010101)) & ~x & _U(0x8080808080808080) != _U(0):
+            for j in range(8 * w, 8 * w + 8):
+                if data[j] == _B(10):
+                    out[used] = j
+                    used += 1
+    for j in range(max(first, last), end):
+        if data[j] == _B(10):
+            out[used] = j
+            used += 1
     out[count] = end + 1
     return out
 
@@ -231,8 +291,8 @@ def line_keys(
     Lines are what lies between "\n"; equal keys mean equal normal forms under equal `salt` (uint64 [n]). A blank line,
     one without anything comparable, and one of less than `min_bytes` bytes has key 0. Two passes over the bytes.
     """
-    tables = _byte_table(normalise), line_table(normalise), line_spaces()
-    return _line_keys(offsets, data, *tables, salt, max(1, min_bytes), line_breaks(offsets, data))
+    tables = line_table(normalise), line_spaces()
+    return _line_keys(offsets, data, normalise == "raw", *tables, salt, max(1, min_bytes), line_breaks(offsets, data))
 
 
 @numba.njit(cache=True, nogil=True)

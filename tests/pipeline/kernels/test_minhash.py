@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import lzma
 import re
 import unicodedata
 
@@ -59,6 +61,19 @@ def test_signatures_equal_datasketch_on_real_articles(data):
     lines = (data / "dedup" / "minhash_articles" / "articles_1000.train").read_text().splitlines()
     signature, _, _ = minhash.signatures(*string_buffers(pa.array(lines, pa.large_string())), ngram=5, count=112)
     for row, text in enumerate(lines):
+        assert np.array_equal(signature[row], by_datasketch(text, 5, 112))
+
+
+def test_signatures_equal_datasketch_on_ten_thousand_real_documents(data):
+    texts: list[str] = []
+    for file in sorted((data / "dedup" / "debian_installation_guide").glob("*.jsonl.xz")):
+        with lzma.open(file, "rt", encoding="utf-8") as lines:
+            pages = [json.loads(line)["text"] for line in lines]
+        texts += [part for page in pages for part in page.split("\n\n") if part.strip()]
+    texts = list(dict.fromkeys(texts))[:10_000]
+    assert len(texts) == 10_000
+    signature, _, _ = minhash.signatures(*string_buffers(pa.array(texts, pa.large_string())), ngram=5, count=112)
+    for row, text in enumerate(texts):
         assert np.array_equal(signature[row], by_datasketch(text, 5, 112))
 
 
