@@ -2,7 +2,8 @@
 
     python benchmarks/debian_code.py OUT
 
-Downloads the packages by apt (nothing is installed). Needs a Debian machine; licences lie in each package's copyright file.
+Downloads the packages by apt (nothing is installed). Needs a Debian machine; licences: each
+package's copyright file.
 """
 
 from __future__ import annotations

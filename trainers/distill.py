@@ -20,7 +20,7 @@ from pipeline.schema import DATASET_FILE
 from trainers.batch import IGNORE, Batch, PackedRows, collate
 from trainers.divergence import Kind, bucketed, confidence, divergence, log_probabilities
 from trainers.engine import Engine
-from trainers.model import PackedLM, documents_mask, load, pick_attention
+from trainers.model import Attention, PackedLM, documents_mask, load, pick_attention
 from trainers.objective import Loss, Objective, Start
 from trainers.relations import angle_loss, distance_loss, feature_losses, items_of
 from trainers.roles import Frozen, Role
@@ -77,7 +77,7 @@ class PackedStates(PackedLM):
     def __init__(
         self,
         lm: Any,
-        attention: Literal["sdpa", "flex"],
+        attention: Attention,
         blocks: Sequence[int],
         widths: Sequence[int] = (),
         seed: int = 0,
@@ -288,7 +288,7 @@ class DistillObjective(SftObjective):
     """Rows from a cursor on, as for instruction tuning; teachers are asked live, or their stored tokens are read."""
 
     def __init__(self, settings: Distill, start: Start):
-        about = getattr(start.data, "about", {}).get("teacher")
+        about: dict[str, Any] = getattr(start.data, "about", {}).get("teacher") or {}
         if settings.stored and not about:
             raise DataError(f"{start.data.folder}: no column of a teacher; `corpusmill teach` writes one")
         if settings.stored and about["temperature"] != settings.temperature:

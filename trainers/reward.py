@@ -15,7 +15,7 @@ from cluster.errors import DataError
 from cluster.settings import Settings
 from trainers.batch import Batch, PackedRows, StepRows, shared_out
 from trainers.engine import Engine
-from trainers.model import PackedLM, documents_mask, pick_attention
+from trainers.model import Attention, PackedLM, documents_mask, pick_attention
 from trainers.objective import Loss, Objective, Start
 from trainers.preference import answer_lengths, pairs_of
 from trainers.roles import Role, Want
@@ -62,7 +62,7 @@ def label_loss(values: Tensor, right: Tensor) -> Loss:
 class PackedReward(nn.Module):
     """A transformers sequence classifier with one label, over packed rows: a value at every position."""
 
-    def __init__(self, lm: Any, attention: Literal["sdpa", "flex"] = "sdpa"):
+    def __init__(self, lm: Any, attention: Attention = "sdpa"):
         super().__init__()
         PackedLM(lm, attention)  # registers the attention and sets it
         self.lm, self.attention = lm, attention
