@@ -109,7 +109,8 @@ def plot(title: str, curves: dict[str, Line], *, logarithmic: bool = False, poin
     ys = sorted(y for line in curves.values() for _, y in line)
     low, high = ys[0], ys[min(len(ys) - 1, int(len(ys) * 0.97))]
     pad = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
-    low, high, left, right = low - pad, high + pad, min(xs), max(xs)
+    low = 0.0 if 0 <= low < pad else low - pad  # a rate or a share is not drawn below zero
+    high, left, right = high + pad, min(xs), max(xs)
     wide, tall, edge = 470, 250, 58
 
     def at(x: float, y: float) -> str:
@@ -118,7 +119,10 @@ def plot(title: str, curves: dict[str, Line], *, logarithmic: bool = False, poin
         return f"{edge + share * (wide - edge - 12):.1f},{tall - 26 - up * (tall - 40):.1f}"
 
     def label(y: float) -> str:
-        return f"{y:.1e}" if 0 < max(abs(low), abs(high)) < 0.01 else f"{y:.4g}"
+        largest = max(abs(low), abs(high))
+        if largest >= 10_000:
+            return f"{y / 1e6:.4g}M" if largest >= 1e6 else f"{y / 1e3:.4g}k"
+        return f"{y:.1e}" if 0 < largest < 0.01 else f"{y:.4g}"
 
     marks = []
     for i in range(5):

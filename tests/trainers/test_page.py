@@ -68,3 +68,11 @@ def test_the_suggested_rate_is_a_tenth_of_the_one_before_the_loss_rises(tmp_path
     assert "Suggested rate" not in page(str(run))
     (run / "recipe.yaml").write_text("schedule: {shape: range}")
     assert "Suggested rate: 1.00e-04" in page(str(run))
+
+
+def test_large_figures_and_figures_near_zero_have_labels_that_fit():
+    speed = plot("speed", {"speed": [(step, 400_000 + 1000 * step) for step in range(50)]})
+    rate = plot("rate", {"rate": [(step, 2e-3 * step / 50) for step in range(50)]})
+    labels = [re.findall(r'text-anchor="end">([^<]*)<', drawn)[:5] for drawn in (speed, rate)]
+    assert all(label.endswith("k") and len(label) <= 6 for label in labels[0]), labels[0]
+    assert not any(label.startswith("-") for label in labels[1]), labels[1]
