@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -21,7 +21,11 @@ _GZIP = b"\x1f\x8b\x08"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _NEXT_WARC = re.compile(rb"^WARC/[01]\.\d+\r?$", re.M)
 _ARC_LINE = re.compile(rb"^\S+ [0-9A-Fa-f.:]+ \d{8,14} \S+(?: \S+)* \d+\r?$", re.M)
-_ARC_START = re.compile(rb"filedesc:[\x20-\x7e]*\r?\n|" + _ARC_LINE.pattern, re.M)
+_RECORD_START = re.compile(rb"\s*(?:WARC/[01]\.\d|filedesc:|" + _ARC_LINE.pattern + rb")", re.M)
+_WARC_HEAD = re.compile(rb"WARC/[01]\.\d+\r?\n(?i:WARC|Content)-[\w-]+:")
+_PLAIN_START = re.compile(_WARC_HEAD.pattern + rb"|filedesc:\S+ \S+ \d{8,14} |" + _ARC_LINE.pattern, re.M)
+_MEMBERS_TRIED = 64
+"""A magic number inside of compressed bytes is found by chance once in 16 MB; damaged members come in rows."""
 
 FIELDS = (
     "warc-type",
@@ -76,13 +80,15 @@ def records(source: pa.NativeFile, *, max_bytes: int, skip: Collection[str] = DE
     from fastwarc.warc import ArchiveIterator, WarcRecordType
 
     done = 0
-    if not _starts_as_arc(source):
+    if _fastwarc_reads(source):
         source.seek(0)
         wanted = WarcRecordType.any_type
         for kind in skip:
             wanted ^= getattr(WarcRecordType, kind)
+        place = 0
         try:
             for record in ArchiveIterator(source, record_types=wanted, parse_http=False):
+                place = record.stream_pos
                 headers: dict[str, str] = {}
                 for name, value in record.headers.items():
                     # the first of repeated headers counts, as the salvaging reader has it
@@ -96,7 +102,8 @@ def records(source: pa.NativeFile, *, max_bytes: int, skip: Collection[str] = DE
                 yield RawRecord(done, headers, block, size)
                 done += 1
             else:
-                return
+                if not _ends_within(source, place):
+                    return
         except (OSError, ValueError):
             pass
     source.seek(0)
@@ -107,40 +114,62 @@ def records(source: pa.NativeFile, *, max_bytes: int, skip: Collection[str] = DE
         seen += raw.number >= 0
 
 
-def _starts_as_arc(source: pa.NativeFile) -> bool:
+def _ends_within(source: pa.NativeFile, place: int) -> bool:
+    """Whether a gzip member at or behind `place` is damaged: at a broken member's header fastwarc may simply end."""
+    source.seek(place)
+    return source.read(3) == _GZIP and any(chunk is None for chunk in _gunzip(source, place))
+
+
+def _fastwarc_reads(source: pa.NativeFile) -> bool:
+    """False for ARC, and for a damaged beginning: fastwarc then looks for records where none are, and says nothing."""
     head = source.read(1 << 12)
     if head[:3] == _GZIP:
         try:
-            head = zlib.decompressobj(31).decompress(head, 64)
+            head = zlib.decompressobj(31).decompress(head, 1 << 12)
         except zlib.error:
             return False
-    return bool(head.startswith(b"filedesc:") or _ARC_LINE.match(head))
+    elif head[:4] == _ZSTD or _skippable(head):
+        return True
+    return bool(_WARC_HEAD.match(head))
 
 
 # -- bytes of a file, uncompressed; None marks a place where data is missing --
 
 
 def _plain(source: pa.NativeFile) -> Iterator[bytes | None]:
+    start, unpack = _container(source)
+    if start:
+        yield None
+    if unpack:
+        yield from unpack(source, start)
+        return
     source.seek(0)
-    head = source.read(1 << 16)
-    zstd = head[:4] == _ZSTD or (head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5)
-    zstd = zstd and _zstd_frame_end(source, 0) is not None
-    start = 0
-    if head[:3] != _GZIP and not zstd and not _NEXT_WARC.search(head) and not _ARC_START.match(head):
-        # neither text nor a magic number: the first bytes may be what is damaged
-        found = {magic: at for magic in (_GZIP, _ZSTD) if (at := _find(source, magic, 1)) >= 0}
-        if found:
-            magic = min(found, key=found.__getitem__)
-            start, zstd = found[magic], magic == _ZSTD
-            yield None
-    if zstd:
-        yield from _unzstd(source, start)
-    elif start or head[:3] == _GZIP:
-        yield from _gunzip(source, start)
-    else:
-        source.seek(0)
-        while chunk := source.read(_CHUNK):
-            yield chunk
+    while chunk := source.read(_CHUNK):
+        yield chunk
+
+
+def _container(source: pa.NativeFile) -> tuple[int, Callable[[pa.NativeFile, int], Iterator[bytes | None]] | None]:
+    """Where the first member is from which a record comes, and what unpacks it; None for an archive of plain text.
+
+    The first bytes may be what is damaged, and then look like another kind: a whole header or a record decides.
+    """
+    source.seek(0)
+    head = source.read(1 << 12)
+    if _PLAIN_START.match(head):
+        return 0, None
+    found: list[tuple[int, Callable[[pa.NativeFile, int], Iterator[bytes | None]]]] = []
+    for magic, unpack in ((_GZIP, _gunzip), (_ZSTD, _unzstd)):
+        at = _find(source, magic, 0)
+        for _ in range(_MEMBERS_TRIED):
+            if at < 0:
+                break
+            if _RECORD_START.match(next(unpack(source, at), None) or b""):
+                found.append((at, unpack))
+                break
+            at = _find(source, magic, at + 1)
+    if found:
+        return min(found, key=lambda member: member[0])
+    return 0, _gunzip if head[:3] == _GZIP else _unzstd if head[:4] == _ZSTD else None
 
 
 def _find(source: pa.NativeFile, magic: bytes, start: int) -> int:
@@ -214,23 +243,29 @@ def _zstd_frame_end(source: pa.NativeFile, start: int) -> int | None:
     """Where the frame at `start` ends, by walking its block headers (RFC 8878); None when it is not whole."""
     source.seek(start)
     head = source.read(18)
-    if head[1:4] == b"\x2a\x4d\x18" and head[:1] and head[0] >> 4 == 5:
-        return start + 8 + int.from_bytes(head[4:8], "little")
+    size = source.size()
+    if _skippable(head):
+        end = start + 8 + int.from_bytes(head[4:8], "little")
+        return end if end <= size else None
     if head[:4] != _ZSTD or len(head) < 6:
         return None
     flags = head[4]
     single = flags >> 5 & 1
     content_size = (1 if single else 0, 2, 4, 8)[flags >> 6]
     at = start + 5 + (0 if single else 1) + (0, 1, 2, 4)[flags & 3] + content_size
-    while True:
+    while at + 3 <= size:
         source.seek(at)
         header = source.read(3)
-        if len(header) < 3:
-            return None
         value = int.from_bytes(header, "little")
         at += 3 + (1 if value >> 1 & 3 == 1 else value >> 3)
         if value & 1:
             return at + (4 if flags >> 2 & 1 else 0)
+    return None
+
+
+def _skippable(head: bytes) -> bool:
+    """A zstd frame without data, such as one that holds a dictionary."""
+    return head[1:4] == b"\x2a\x4d\x18" and head[0] >> 4 == 5
 
 
 class _Break(Exception):

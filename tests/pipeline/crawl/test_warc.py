@@ -120,6 +120,29 @@ def test_any_damage_leaves_the_records_of_other_members_alone(tmp_path_factory, 
         at += len(part)
 
 
+@pytest.mark.parametrize(
+    ("start", "noise"),
+    [
+        (0, b"WARC/1.0\r\n"),
+        (0, b"filedesc:\r\n"),
+        (0, b"\x1f\x8b\x08\x1f\x8b\x08\x00"),
+        (0, b"\x28\xb5\x2f\xfdWARC/1.0\r\n"),
+        (0, b"P*M\x18WARC/"),
+        ("flags of the second member", b"\x0d"),
+    ],
+)
+def test_damage_that_looks_like_another_kind_of_archive(tmp_path, start, noise):
+    members = [member(f"http://a/{i}", page(i)) for i in range(5)]
+    whole = bytearray(b"".join(members))
+    lost = 0 if start == 0 else 1
+    start = 0 if start == 0 else len(members[0]) + 3  # a flag says that a long field follows, up to the file's end
+    whole[start : start + len(noise)] = noise
+    (tmp_path / "a.warc.gz").write_bytes(whole)
+    rows = rows_of(tmp_path / "a.warc.gz")
+    assert {r["url"] for r in rows if r["reason"] is None} >= {f"http://a/{i}" for i in range(5) if i != lost}
+    assert any(row["reason"] == "damaged" for row in rows)
+
+
 def test_ids_depend_on_the_file_below_the_root_and_the_record(tmp_path):
     for folder in ("one", "two"):
         (tmp_path / folder / "sub").mkdir(parents=True)
