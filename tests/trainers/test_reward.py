@@ -165,7 +165,7 @@ def test_a_reward_model_that_is_trained_further_keeps_its_head(recipe, preferenc
 
     changes = {"trainer": "reward", "data": str(preferences), "batch_rows": 8, "save": False}
     first = train(recipe(**changes, steps=20), str(tmp_path / "first"), crew=crew)
-    second = recipe(**changes, steps=1, start_from=first.export, schedule={"rate": 0.0})
+    second = recipe(**changes, steps=1, start_from=first.export, schedule={"rate": 1e-12})
     del second["model"]
     again = train(second, str(tmp_path / "second"), crew=crew)
     assert again.validation[1] == pytest.approx(first.validation[20], abs=1e-6)
