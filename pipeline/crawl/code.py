@@ -12,7 +12,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from cluster import storage
-from cluster.errors import RecipeError
+from pipeline.crawl import inputs
 from pipeline.crawl.rows import Rows
 from pipeline.schema import DOCUMENT, Row, document_id
 from pipeline.step import Source, Verdict
@@ -104,18 +104,13 @@ class Code(Source):
     max_file_bytes: int = Field(1 << 20, gt=0, description="larger files are removed as too_large")
 
     def check(self) -> None:
-        files = self._files()
-        if not files:
-            raise RecipeError(f"crawl.code: no file at {self.path!r}; give a folder or a glob")
-        if len({key for key, _ in files}) < len(files):
-            raise RecipeError("crawl.code: two files have the same name below their roots; use one common root")
+        inputs.check(self.step_name(), self.path, self._files())
 
-    def _files(self) -> list[tuple[str, storage.Entry]]:
-        patterns = (self.path,) if isinstance(self.path, str) else self.path
-        return sorted((file for pattern in patterns for file in storage.find(pattern)), key=lambda file: file[0])
+    def _files(self) -> list[inputs.File]:
+        return inputs.find(self.path)
 
     def input_identity(self) -> list[Any]:
-        return [[key, entry.size, entry.version] for key, entry in self._files()]
+        return inputs.identity(self._files())
 
     def tasks(self, stage: StageRun) -> list[dict[str, Any]]:
         files = self._files()

@@ -18,6 +18,7 @@ from pydantic import Field
 
 from cluster import storage
 from cluster.errors import DataError, RecipeError, nearest
+from pipeline.crawl import inputs
 from pipeline.crawl.rows import Rows, timestamp
 from pipeline.schema import DOCUMENT, Row, document_id
 from pipeline.step import Source, Verdict
@@ -64,22 +65,14 @@ class Corpus(Source):
 
     def check(self) -> None:
         files = self._files()
-        if not files:
-            raise RecipeError(f"crawl.corpus: no file at {self.path!r}; give a file, a folder or a glob")
-        seen: dict[str, str] = {}
-        for key, entry in files:
-            if key in seen:
-                raise RecipeError(
-                    f"crawl.corpus: '{seen[key]}' and '{entry.path}' have the same name '{key}' below their roots; "
-                    "use one glob with a common root"
-                )
-            seen[key] = entry.path
+        inputs.check(self.step_name(), self.path, files)
+        for _, entry in files:
             if self.format == "auto" and self._format(entry.path) is None:
                 raise RecipeError(
                     f"crawl.corpus: cannot tell the format of '{entry.path}'; known endings are "
                     f"{', '.join(sorted(_FORMATS))} (and .gz, .zst, .xz, .bz2), or set format"
                 )
-        key, entry = files[0]
+        entry = files[0][1]
         if self._format(entry.path) == "parquet":
             import pyarrow.parquet as pq
 
@@ -90,9 +83,8 @@ class Corpus(Source):
                     f"crawl.corpus: '{entry.path}' has no column '{self.text_field}'{nearest(self.text_field, names)}"
                 )
 
-    def _files(self) -> list[tuple[str, storage.Entry]]:
-        patterns = (self.path,) if isinstance(self.path, str) else self.path
-        return sorted((file for pattern in patterns for file in storage.find(pattern)), key=lambda file: file[0])
+    def _files(self) -> list[inputs.File]:
+        return inputs.find(self.path)
 
     def _format(self, path: str) -> str | None:
         if self.format != "auto":
@@ -103,7 +95,7 @@ class Corpus(Source):
         return _FORMATS.get(parts[-1])
 
     def input_identity(self) -> list[Any]:
-        return [[key, entry.size, entry.version] for key, entry in self._files()]
+        return inputs.identity(self._files())
 
     def tasks(self, stage: StageRun) -> list[dict[str, Any]]:
         tasks: list[dict[str, Any]] = []

@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import pyarrow as pa
 from pydantic import Field
 
-from cluster import storage
-from cluster.errors import RecipeError
-from pipeline.crawl import remote
+from pipeline.crawl import inputs, remote
 from pipeline.crawl.archive import records
 from pipeline.crawl.capture import HTML_TYPES, Revisits, add_capture
 from pipeline.crawl.rows import Rows
@@ -45,25 +43,13 @@ class Warc(Source):
     max_record_bytes: int = Field(16 << 20, gt=0, description="larger records are removed as too_large")
 
     def check(self) -> None:
-        files = self._files()
-        if not files:
-            raise RecipeError(f"crawl.warc: no file at {self.path!r}; give a file, a folder or a glob")
-        seen: dict[str, str] = {}
-        for key, entry in files:
-            if key in seen:
-                raise RecipeError(
-                    f"crawl.warc: '{seen[key]}' and '{entry.path}' have the same name '{key}' below their roots, so "
-                    "their documents would get the same identity; use one glob with a common root"
-                )
-            seen[key] = entry.path
+        inputs.check(self.step_name(), self.path, self._files())
 
-    def _files(self) -> list[tuple[str, storage.Entry]]:
-        patterns = (self.path,) if isinstance(self.path, str) else self.path
-        found = (file for pattern in patterns for file in remote.find(pattern, self.prefix))
-        return sorted(found, key=lambda file: file[0])[: self.max_files]
+    def _files(self) -> list[inputs.File]:
+        return inputs.find(self.path, lambda pattern: remote.find(pattern, self.prefix), at_most=self.max_files)
 
     def input_identity(self) -> list[Any]:
-        return [[key, entry.size, entry.version] for key, entry in self._files()]
+        return inputs.identity(self._files())
 
     def tasks(self, stage: StageRun) -> list[dict[str, Any]]:
         return [{"path": entry.path, "key": key, "bytes": entry.size} for key, entry in self._files()]

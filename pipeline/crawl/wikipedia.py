@@ -15,9 +15,7 @@ from xml.parsers import expat
 import pyarrow as pa
 from pydantic import Field
 
-from cluster import storage
-from cluster.errors import RecipeError
-from pipeline.crawl import remote
+from pipeline.crawl import inputs, remote
 from pipeline.crawl.rows import Rows, timestamp
 from pipeline.schema import DOCUMENT, Row, document_id
 from pipeline.step import Source, Verdict
@@ -45,18 +43,13 @@ class Wikipedia(Source):
     max_page_bytes: int = Field(16 << 20, gt=0, description="pages with longer wikitext are removed as too_large")
 
     def check(self) -> None:
-        files = self._files()
-        if not files:
-            raise RecipeError(f"crawl.wikipedia: no file at {self.path!r}; give a dump, a folder or a glob")
-        if len({key for key, _ in files}) < len(files):
-            raise RecipeError("crawl.wikipedia: two dumps have the same name below their roots; use one common root")
+        inputs.check(self.step_name(), self.path, self._files())
 
-    def _files(self) -> list[tuple[str, storage.Entry]]:
-        patterns = (self.path,) if isinstance(self.path, str) else self.path
-        return sorted((file for pattern in patterns for file in remote.find(pattern)), key=lambda file: file[0])
+    def _files(self) -> list[inputs.File]:
+        return inputs.find(self.path, remote.find)
 
     def input_identity(self) -> list[Any]:
-        return [[key, entry.size, entry.version] for key, entry in self._files()]
+        return inputs.identity(self._files())
 
     def tasks(self, stage: StageRun) -> list[dict[str, Any]]:
         return [{"path": entry.path, "key": key, "bytes": entry.size} for key, entry in self._files()]

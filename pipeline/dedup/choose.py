@@ -72,29 +72,22 @@ def choose(
     while begin < len(order):
         done = sizes[begin - 1] if begin else 0
         end = max(begin + 1, int(np.searchsorted(sizes, done + limit, "right")))
-        offsets, values = _payloads(task, schema, place, begin, end)
+        offsets, values = payloads(task, schema, place, begin, end)
         cover.add(rows["root"][begin:end], offsets, values, keys[begin:end], old[begin:end])
         work.progress(end - begin)
         begin = end
     match, similarity = cover.match, cover.similarity
 
-    removed = match != np.arange(len(order))
-    size = np.bincount(match, rows["weight"], len(order)).astype(np.int64)
-    tell = np.flatnonzero((removed | (size != rows["weight"])) & ~old)
-    partition, row = removal.split(rows["address"][tell])
-    match_id = keeping.id_bytes(rows["id_high"][match[tell]], rows["id_low"][match[tell]])
-    with exchange.Spread(
-        work.path("decisions.arrow"), removal.DECISION, task["partitions"], memory_bytes=work.memory_bytes
-    ) as spread:
-        spread.add(removal.decision_table(row, removed[tell], match_id, similarity[tell], size[match[tell]]), partition)
+    decisions = removal.spread_decisions(task, work, rows, match, similarity, ~old)
+    removed = match != np.arange(len(match))
     source, count = np.unique(rows["source"][removed], return_counts=True)
     return {
-        "decisions": spread.index,
+        "decisions": decisions,
         "removed": {str(s): int(n) for s, n in zip(source.tolist(), count.tolist(), strict=True)},
     }
 
 
-def _payloads(
+def payloads(
     task: dict[str, Any], schema: pa.Schema, place: np.ndarray, begin: int, end: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """(offsets [m + 1], values uint32) of the members at places [begin, end), in that order."""

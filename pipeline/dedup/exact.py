@@ -84,7 +84,7 @@ class Exact(Corpus):
         ) as spread:
             for batch in removal.batches(task["partition"], columns, self.size_column, work):
                 address = removal.addresses(task["partition"]["index"], first, len(batch))
-                keys = self._keys(batch.column("text")) if self.compare == "text" else _url_keys(batch, address)
+                keys = self._keys(batch.column("text")) if self.compare == "text" else url_keys(batch, address)
                 if self.scope:
                     keys[:, 0] ^= removal.scope_salt(batch, self.scope)
                 ranks = keeping.ranks(batch, self.keep, self.quality, self.sources)
@@ -172,7 +172,7 @@ class Exact(Corpus):
         )
 
 
-def _url_keys(batch: pa.RecordBatch, address: np.ndarray) -> np.ndarray:
+def url_keys(batch: pa.RecordBatch, address: np.ndarray) -> np.ndarray:
     """128 bits (uint64 [n, 2]) of each URL's `page_key`; a document without a URL gets its own address."""
     from pipeline.crawl.url import page_key
     from pipeline.kernels.hashing import content_hashes

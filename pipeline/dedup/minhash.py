@@ -259,7 +259,7 @@ class Minhash(Corpus):
         sampled_rows = 0
         with bands, records, sampled:
             for batch in removal.batches(task["partition"], columns, None, work):
-                keys = self._band_keys(batch)
+                keys = self.band_keys_of(batch)
                 row, band = np.nonzero(keys)
                 address = removal.addresses(task["partition"]["index"], first, len(batch))
                 key = keys[row, band]
@@ -298,7 +298,7 @@ class Minhash(Corpus):
             spread.add_run(pa.table([pa.array(often)], schema=SHINGLES), 0)
         return {"templates": spread.index}
 
-    def _band_keys(self, batch: pa.RecordBatch) -> np.ndarray:
+    def band_keys_of(self, batch: pa.RecordBatch) -> np.ndarray:
         """uint64 [n, bands]: the keys by which documents meet; a short document has one, and zeros behind it."""
         from pipeline.kernels.hashing import mix64
         from pipeline.kernels.minhash import band_keys
@@ -401,7 +401,7 @@ class Minhash(Corpus):
                     pa.array(removal.source_hashes(docs)),
                     pa.array(np.full(len(docs), task["snapshot"])),
                     *(pa.array(rank) for rank in keeping.ranks(docs, self.keep, self.quality, self.sources)),
-                    *self._bands_column(self._band_keys(docs) if self.index is not None else None),
+                    *self._bands_column(self.band_keys_of(docs) if self.index is not None else None),
                     pa.array(np.diff(offsets)),
                     pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(values)),
                 ]

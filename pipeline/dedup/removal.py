@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from cluster.errors import RecipeError
 from pipeline import exchange, shards
+from pipeline.dedup import keep as keeping
 from pipeline.step import Documents, Verdict, Work
 
 DECISION = pa.schema(
@@ -78,6 +79,32 @@ def decision_table(
         [pa.array(row, pa.int64()), pa.array(removed), match_id, pa.array(similarity, pa.float32()), pa.array(size)],
         schema=DECISION,
     )
+
+
+def spread_decisions(
+    task: dict[str, Any],
+    work: Work,
+    rows: dict[str, np.ndarray],
+    match: np.ndarray,
+    score: np.ndarray,
+    told: np.ndarray | None = None,
+) -> dict[str, Any]:
+    """The index of the decisions on a bucket of members, spread by the task's `partitions`.
+
+    rows: address, weight, id_high and id_low of the members, in order; match: the place of the one that each
+    duplicates, its own if it stays; score: float [n]. `told` bool [n]: only of these is anything said (None: of all).
+    """
+    removed = match != np.arange(len(match))
+    size = np.bincount(match, rows["weight"], len(match)).astype(np.int64)
+    changed = removed | (size != rows["weight"])
+    tell = np.flatnonzero(changed if told is None else changed & told)
+    partition, row = split(rows["address"][tell])
+    match_id = keeping.id_bytes(rows["id_high"][match[tell]], rows["id_low"][match[tell]])
+    with exchange.Spread(
+        work.path("decisions.arrow"), DECISION, task["partitions"], memory_bytes=work.memory_bytes
+    ) as spread:
+        spread.add(decision_table(row, removed[tell], match_id, score[tell], size[match[tell]]), partition)
+    return spread.index
 
 
 def read_saved(saved: dict[str, Any], partition: int) -> pa.Table | None:

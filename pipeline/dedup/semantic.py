@@ -184,17 +184,7 @@ class Semantic(Corpus):
             cover(vectors, self.threshold, here, similarity[start:end])
             match[start:end] = here + start
             work.progress(end - start)
-        removed = match != np.arange(len(order))
-        size = np.bincount(match, rows["weight"], len(order)).astype(np.int64)
-        tell = np.flatnonzero(removed | (size != rows["weight"]))
-        partition, row = removal.split(rows["address"][tell])
-        match_id = keeping.id_bytes(rows["id_high"][match[tell]], rows["id_low"][match[tell]])
-        with exchange.Spread(
-            work.path("decisions.arrow"), removal.DECISION, task["partitions"], memory_bytes=work.memory_bytes
-        ) as spread:
-            told = removal.decision_table(row, removed[tell], match_id, similarity[tell], size[match[tell]])
-            spread.add(told, partition)
-        return {"decisions": spread.index}
+        return {"decisions": removal.spread_decisions(task, work, rows, match, similarity)}
 
     def decisions(self, decided: dict[str, Any], partition: int) -> pa.Table | None:
         return removal.read_saved(decided["decisions"], partition)

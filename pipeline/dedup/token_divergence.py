@@ -23,7 +23,7 @@ from pipeline import exchange
 from pipeline.dedup import choose as choosing
 from pipeline.dedup import connect, removal
 from pipeline.dedup import keep as keeping
-from pipeline.dedup.exact import _url_keys
+from pipeline.dedup.exact import url_keys
 from pipeline.dedup.minhash import BANDS, Minhash
 from pipeline.filters.kl_divergence import KLDivergence
 from pipeline.step import Corpus, Documents, Verdict, Work
@@ -100,7 +100,8 @@ class TokenDivergence(Corpus):
             "choose",
             [{"bucket": b, "members": exchange.only(members, b), **common} for b in exchange.filled(members)],
         )
-        return {"decisions": [result["decisions"] for result in chosen]}
+        decisions = [result["decisions"] for result in chosen]
+        return {"decisions": exchange.save(stage.folder, "decisions", decisions)}
 
     def signatures(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
         """Map: the keys by which the documents of a partition meet, spread by key."""
@@ -113,9 +114,9 @@ class TokenDivergence(Corpus):
                 address = removal.addresses(task["partition"]["index"], first, len(batch))
                 first += len(batch)
                 if self.group == "url":
-                    keys = (_url_keys(batch, address)[:, 0] ^ removal.scope_salt(batch, self.scope))[:, None]
+                    keys = (url_keys(batch, address)[:, 0] ^ removal.scope_salt(batch, self.scope))[:, None]
                 else:
-                    keys = minhash._band_keys(batch)
+                    keys = minhash.band_keys_of(batch)
                 row, band = np.nonzero(keys)
                 key = keys[row, band]
                 table = pa.table([pa.array(key), pa.array(address[row])], schema=BANDS)
@@ -169,7 +170,7 @@ class TokenDivergence(Corpus):
                 if begin == end:
                     continue
                 docs = batch.take(pa.array(at))
-                starts, buckets, _ = counting._tokens(Documents(docs), [""] * len(docs), work.artifacts)
+                starts, buckets, _ = counting.tokens_of(Documents(docs), [""] * len(docs), work.artifacts)
                 offsets, values = count_tokens(starts, buckets)
                 arrays = [
                     pa.array(root),
@@ -200,17 +201,7 @@ class TokenDivergence(Corpus):
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
         match, score = self._matches(task, work, schema, place, rows)
-        removed = match != np.arange(len(order))
-        size = np.bincount(match, rows["weight"], len(order)).astype(np.int64)
-        tell = np.flatnonzero(removed | (size != rows["weight"]))
-        partition, row = removal.split(rows["address"][tell])
-        match_id = keeping.id_bytes(rows["id_high"][match[tell]], rows["id_low"][match[tell]])
-        with exchange.Spread(
-            work.path("decisions.arrow"), removal.DECISION, task["partitions"], memory_bytes=work.memory_bytes
-        ) as spread:
-            told = removal.decision_table(row, removed[tell], match_id, score[tell], size[match[tell]])
-            spread.add(told, partition)
-        return {"decisions": spread.index}
+        return {"decisions": removal.spread_decisions(task, work, rows, match, score)}
 
     def _matches(
         self, task: dict[str, Any], work: Work, schema: pa.Schema, place: np.ndarray, rows: dict[str, np.ndarray]
@@ -226,7 +217,7 @@ class TokenDivergence(Corpus):
         while begin < len(place):
             limit = (sizes[begin - 1] if begin else 0) + max(1 << 16, work.memory_bytes // 6)
             end = max(begin + 1, int(np.searchsorted(sizes, limit, "right")))
-            offsets, values = choosing._payloads(task, schema, place, begin, end)
+            offsets, values = choosing.payloads(task, schema, place, begin, end)
             for i in range(begin, end):
                 if rows["root"][i] != root:
                     root, kept = rows["root"][i], []
@@ -246,7 +237,7 @@ class TokenDivergence(Corpus):
         return match, score
 
     def decisions(self, decided: dict[str, Any], partition: int) -> pa.Table | None:
-        return removal.read(decided["decisions"], partition)
+        return removal.read_saved(decided["decisions"], partition)
 
     def apply(
         self, docs: Documents, first_row: int, decisions: pa.Table | None

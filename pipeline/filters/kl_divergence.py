@@ -98,7 +98,7 @@ class KLDivergence(Corpus):
         counts = np.zeros(1 << self.bits, np.int64)
         groups: dict[str, int] = {}
         for docs, names in self._batches(task["partition"], work):
-            first, buckets, _ = self._tokens(docs, names, work.artifacts)
+            first, buckets, _ = self.tokens_of(docs, names, work.artifacts)
             counts += np.bincount(buckets, minlength=len(counts))
             for name, total in zip(names, np.diff(first).tolist(), strict=True):
                 groups[name] = groups.get(name, 0) + total
@@ -112,7 +112,7 @@ class KLDivergence(Corpus):
         histograms: dict[str, dict[tuple[int, int], int]] = {}
         batches = []
         for docs, names in self._batches(task["partition"], work):
-            first, buckets, name_of = self._tokens(docs, names, work.artifacts)
+            first, buckets, name_of = self.tokens_of(docs, names, work.artifacts)
             totals = np.array([task["groups"][name] for name in names], np.float64)
             types = np.array([task["types"][name] for name in names], np.float64)
             score, top = divergences(first, buckets, counts, totals, types, self.smoothing)
@@ -219,7 +219,7 @@ class KLDivergence(Corpus):
             yield Documents(batch), names
             work.progress(batch.num_rows)
 
-    def _tokens(
+    def tokens_of(
         self, docs: Documents, names: list[str], artifacts: dict[str, str]
     ) -> tuple[np.ndarray, np.ndarray, Any]:
         """(first, buckets, what the token at a place is called)."""

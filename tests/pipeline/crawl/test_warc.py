@@ -1,3 +1,4 @@
+import ast
 import gzip
 import io
 import json
@@ -199,7 +200,7 @@ def test_archive_counts_are_those_that_warcio_reads():
         if not counts or "Failed" in detail or "Error" in detail or ".arc" in entry["file"]:
             continue
         # a damaged record is counted by warcio too, where it has a header
-        expected = Counter(eval(counts))
+        expected = Counter(ast.literal_eval(counts))
         with pa.OSFile(str(DATA / entry["file"])) as file:
             found = Counter(r.kind for r in records(file, max_bytes=1 << 24, skip=()) if r.number >= 0)
         assert found == expected, entry["file"]
