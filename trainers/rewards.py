@@ -6,20 +6,14 @@ that the recipe gives beside its weight. `rewards: {number: 1.0, format: {weight
 
 from __future__ import annotations
 
-import contextlib
 import inspect
-import os
 import re
-import secrets
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, Protocol
 
 from cluster.errors import RecipeError, nearest
+from trainers import cage
 
 Record = Mapping[str, Any]
 RULES = ("number", "mathematics", "passes", "format", "length")
@@ -43,13 +37,10 @@ def last_number(text: str) -> float | None:
     >>> last_number("4 + 4 = 8, so\\n#### 1,200."), last_number("it is $-3/4$"), last_number("none")
     (1200.0, -0.75, None)
     """
-    if "####" in text:
-        text = text.rpartition("####")[2]
-        found = _NUMBER.findall(text)[:1]
-    elif boxed := re.findall(r"\\boxed\{([^{}]*)\}", text):
-        found = _NUMBER.findall(boxed[-1])[-1:]
-    else:
-        found = _NUMBER.findall(text)[-1:]
+    marked = text.rpartition("####")[2] if "####" in text else ""
+    boxed = re.findall(r"\\boxed\{([^{}]*)\}", text)
+    found = _NUMBER.findall(marked)[:1]
+    found = found or (_NUMBER.findall(boxed[-1])[-1:] if boxed else []) or _NUMBER.findall(text)[-1:]
     if not found:
         return None
     top, _, bottom = found[0].replace(",", "").partition("/")
@@ -91,51 +82,15 @@ def length(_record: Record, answer: str, *, most: int, scale: int = 100) -> floa
 
 _FENCE = re.compile(r"```(?:python|py)?\s*\n(.*?)```", re.DOTALL)
 
-_CAGE = """
-import ctypes, os, resource, sys
-seconds, memory = int(sys.argv[1]), int(sys.argv[2])
-try:  # namespaces of its own: no network, where the kernel lets us
-    libc = ctypes.CDLL(None)
-    libc.unshare(0x10000000 | 0x40000000)
-except OSError:
-    pass
-limits = [(resource.RLIMIT_CPU, seconds), (resource.RLIMIT_AS, memory), (resource.RLIMIT_FSIZE, 1 << 20),
-          (resource.RLIMIT_NOFILE, 32), (resource.RLIMIT_CORE, 0)]
-for kind, value in limits:
-    resource.setrlimit(kind, (value, value))
-source = sys.stdin.read()
-sys.argv = ["answer"]
-exec(compile(source, "answer", "exec"), {"__name__": "answer"})
-"""
-
 
 def passes(record: Record, answer: str, *, key: str = "tests", seconds: float = 5.0, memory_mib: int = 512) -> float:
     """1 when the answer's Python (its last fenced block, or all of it) passes the code in record[key], else 0.
 
-    It runs in a process of its own: isolated interpreter, empty environment, a folder that is deleted, limits on CPU
-    time, memory, file size and open files, no network where the kernel allows a namespace; ended with all its
-    children after `seconds`. That keeps accidents away from a training run; it is no jail for a hostile program.
+    It runs in a process of its own with bounds: see `trainers.cage.run`.
     """
     blocks = _FENCE.findall(answer)
-    word = secrets.token_hex(16)  # leaving early with status 0 is not passing
-    source = (
-        f"{blocks[-1] if blocks else answer}\n\n{record[key]}\n\nimport sys as _sys\n_sys.__stdout__.write({word!r})\n"
-    )
-    command = [sys.executable, "-I", "-S", "-c", _CAGE, str(max(1, round(seconds))), str(memory_mib << 20)]
-    with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(
-            command, cwd=folder, env={}, text=True, errors="replace", start_new_session=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        try:
-            out, _ = process.communicate(source, timeout=seconds)
-        except subprocess.TimeoutExpired:
-            return 0.0
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    return float(process.returncode == 0 and out.endswith(word))
+    program = f"{blocks[-1] if blocks else answer}\n\n{record[key]}"
+    return float(cage.run(program, seconds=seconds, memory_bytes=memory_mib << 20).passed)
 
 
 # ---- their sum ---------------------------------------------------------------------------------------------------

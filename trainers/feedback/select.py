@@ -183,7 +183,7 @@ def candidates_of(raw: Mapping[str, Any]) -> Candidates:
     From solutions the last number is the answer, and `answer` (the reference, as in GSM8K) says which are right.
     Raises DataError on columns of unequal lengths.
     """
-    from trainers.evaluate.generate import last_number
+    from trainers.rewards import last_number
 
     texts = raw.get("solutions")
     answers = raw.get("answers")

@@ -1,12 +1,11 @@
 import gzip
 import itertools
 import json
-import time
 
 import pytest
 import torch
 
-from trainers import model
+from trainers import cage, model
 from trainers.evaluate import generate
 from trainers.model import ModelSettings
 
@@ -24,27 +23,11 @@ def test_canonical_solutions_pass_and_broken_ones_do_not(data):
     with gzip.open(path, "rt") as lines:
         items = [json.loads(line) for line in itertools.islice(lines, 8)]
     for item in items:
-        assert generate.passes(generate.human_eval_program(item, item["canonical_solution"])).passed, item["task_id"]
+        assert cage.run(generate.human_eval_program(item, item["canonical_solution"])).passed, item["task_id"]
         # what a base model writes behind its function is cut off
         running_on = item["canonical_solution"] + "\nprint(undefined)\n"
-        assert generate.passes(generate.human_eval_program(item, running_on)).passed
-        assert not generate.passes(generate.human_eval_program(item, "    return None\n")).passed
-
-
-def test_a_program_cannot_hang_eat_memory_or_fill_the_disk(tmp_path):
-    started = time.monotonic()
-    assert generate.passes("while True: pass", seconds=1).why == "timeout"
-    assert time.monotonic() - started < 20
-    assert "MemoryError" in generate.passes("x = bytearray(8 << 30)").why
-    assert not generate.passes("open('big', 'wb').write(b'0' * (64 << 20))").passed
-    assert generate.passes("import os; assert not os.environ.get('HOME') and not os.listdir('.')").passed
-
-
-def test_pass_at_k_is_the_share_of_draws_that_hold_a_pass():
-    for samples, correct, k in [(5, 2, 1), (5, 2, 3), (6, 0, 2), (4, 4, 2), (5, 4, 2)]:
-        draws = list(itertools.combinations([True] * correct + [False] * (samples - correct), k))
-        expected = sum(any(draw) for draw in draws) / len(draws)
-        assert generate.pass_at_k(samples, correct, k) == pytest.approx(expected)
+        assert cage.run(generate.human_eval_program(item, running_on)).passed
+        assert not cage.run(generate.human_eval_program(item, "    return None\n")).passed
 
 
 def test_batches_and_padding_change_no_completion(packed):

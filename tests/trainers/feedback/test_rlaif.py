@@ -1,5 +1,6 @@
 """RLAIF: the direct reward, and the canonical chain over Ray and DeepSpeed with two workers, cut off once."""
 
+import json
 import math
 import shutil
 
@@ -34,7 +35,7 @@ def test_the_direct_reward_goes_from_minus_one_to_one(tuned):
     assert not math.isnan(value)
 
 
-def test_labels_of_a_judge_teach_a_reward_model_and_a_policy_and_a_cut_chain_ends_the_same(tuned, tmp_path):
+def test_labels_of_a_judge_move_the_policy_as_it_counts_and_a_cut_chain_ends_the_same(tuned, tmp_path):
     model, asked = tuned
     settings = Rlaif(
         model=model, judge=Model(folder=model), data=(asked,), seq_len=128, chunk=24,
@@ -55,3 +56,14 @@ def test_labels_of_a_judge_teach_a_reward_model_and_a_policy_and_a_cut_chain_end
     again = rlaif(settings, str(tmp_path / "cut"), LikesCats())
     assert again["reward"] == whole["reward"]  # not trained again
     assert again["policy"]["last_loss"] == whole["policy"]["last_loss"]
+    before, after = (_cats(folder, asked) for folder in (model, again["policy"]["model"]))
+    assert after > before + 0.5  # 1.04 → 2.17 when it was written
+
+
+def _cats(folder, asked):
+    """Cats per sampled answer, counted as the judge counts them."""
+    writer = Model(folder=folder).open()
+    with open(asked) as lines:
+        chats = [[{"role": "user", "content": json.loads(line)["prompt"]}] for line in lines]
+    texts = writer.write(chats, Draw(temperature=1.0, max_tokens=8, seed=5, samples=2))
+    return sum(text.count("cat") for many in texts for text in many) / sum(len(many) for many in texts)
