@@ -39,11 +39,11 @@ def test_two_rounds_learn_from_pairs_that_the_model_judged_and_a_cut_loop_ends_t
         model=model, ift=(asked,), judging=judging, per_round=24, iterations=2, seq_len=128, chunk=12, beta=0.5,
         **{name: (str(tmp_path / f"{name}.jsonl"),) for name in files},
         draw=Draw(temperature=1.0, max_tokens=8, samples=3),
-        begin={**SHORT, "steps": 30, "schedule": {"rate": 5e-3, "warmup": 2}},
+        begin={**SHORT, "steps": 60, "schedule": {"rate": 5e-3, "warmup": 2}},
         train={**SHORT, "steps": 6, "schedule": {"rate": 2e-3, "warmup": 1}},
     )  # fmt: skip
     whole = self_rewarding(settings, str(tmp_path / "whole"))
-    assert whole[0]["agreement"]["pairs"] > 0.7  # chance is 0.5
+    assert whole[0]["agreement"]["pairs"] > 0.8  # chance is 0.5
     assert all(one["first_loss"] == pytest.approx(0.6931472, abs=1e-5) for one in whole[:-1])
     assert all(one["last_loss"] < 0.4 for one in whole[:-1])
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")

@@ -1,6 +1,7 @@
 """SPIN end to end over Ray and DeepSpeed with two workers, cut off once."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 
 from cluster.errors import RecipeError
 from trainers.feedback.spin import Spin, real_pairs, spin
+from trainers.feedback.writer import Draw, Model
 
 SHORT = {"batch_rows": 8, "micro_rows": 4, "workers": 2, "device": "cpu", "schedule": {"rate": 2e-3, "warmup": 1}}
 
@@ -17,7 +19,15 @@ def drawn(folder: Path) -> list[str]:
     return [row["texts"][0] for part in sorted(folder.glob("part-*.json")) for row in json.loads(part.read_text())]
 
 
-def test_two_rounds_of_play_tell_real_answers_from_drawn_ones_and_a_cut_run_ends_the_same(tuned, tmp_path):
+def like_real(folder: str, asked: str) -> float:
+    """Share of a model's answers that have the form of the real ones."""
+    chats = [[{"role": "user", "content": json.loads(line)["prompt"]}] for line in Path(asked).read_text().splitlines()]
+    draw = Draw(temperature=1.0, max_tokens=10, seed=9, samples=8)
+    texts = [text for many in Model(folder=folder).open().write(chats, draw) for text in many]
+    return sum(re.fullmatch(r"cat( end){1,3}", text.strip()) is not None for text in texts) / len(texts)
+
+
+def test_two_rounds_of_play_come_closer_to_real_answers_and_a_cut_run_ends_the_same(tuned, tmp_path):
     model, asked = tuned
     settings = Spin(
         model=model, data=(asked,), iterations=2, beta=0.5, draw={"temperature": 1.0, "max_tokens": 10},
@@ -42,6 +52,8 @@ def test_two_rounds_of_play_tell_real_answers_from_drawn_ones_and_a_cut_run_ends
     assert (tmp_path / "cut" / pairs).read_bytes() == (tmp_path / "whole" / pairs).read_bytes()
     # the second round plays against the player that the first one made
     assert drawn(tmp_path / "whole/round-1/answers") != drawn(tmp_path / "whole/round-0/answers")
+    start, end = (like_real(folder, asked) for folder in (model, whole[1]["model"]))
+    assert end > start + 0.05  # 0.43 → 0.53 of 384 answers when it was written
     with pytest.raises(RecipeError, match="other values of beta"):
         spin(settings.model_copy(update={"beta": 0.1}), str(tmp_path / "whole"))
 
