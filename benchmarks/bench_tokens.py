@@ -6,8 +6,9 @@
     python benchmarks/bench_tokens.py steps
 
 One core (RAYON_NUM_THREADS=1), CPU seconds; encoders in turns, best of three, trainers once. Without --text the
-documents are those of ../shared/data (guides in ten languages, Chinese poems, C4, Wikipedia) and, where they are not
-enough, Python source files. Libraries that are not installed are left out.
+documents are those of ../shared/data (guides in ten languages, Chinese poems, C4, Wikipedia); a Parquet file given
+there is read by its column `text`; where all that is not enough, Python source files follow. Libraries that are not
+installed are left out.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline.step import string_buffers
 from pipeline.tokens.byte_bpe import ByteBPE
@@ -35,20 +37,25 @@ from pipeline.tokens.vocabulary import byte_characters
 def real_documents(files: list[str], megabytes: float) -> list[str]:
     """Documents up to that size in all, in an order by a fixed seed.
 
-    Without files: those of ../shared/data, and when more is asked for, the Python files of the installed packages.
+    Without files: those of ../shared/data. Parquet files give their column `text`. When that is not enough, the Python
+    files of the installed packages follow.
     """
-    if files:
-        documents = [Path(file).read_text("utf-8", "replace") for file in files]
-    else:
+    documents = []
+    for file in files:
+        if file.endswith(".parquet"):
+            documents.extend(pq.read_table(file, columns=["text"])["text"].to_pylist())
+        else:
+            documents.append(Path(file).read_text("utf-8", "replace"))
+    if not files:
         from tests.pipeline.tokens.real_text import documents as shared_documents
 
         documents = [text for _, text in shared_documents()]
-        size = sum(len(text.encode()) for text in documents)
-        for path in sorted(Path(np.__file__).parents[1].rglob("*.py")):
-            if size > megabytes * 1e6:
-                break
-            documents.append(path.read_text("utf-8", "replace"))
-            size += len(documents[-1].encode())
+    size = sum(len(text.encode()) for text in documents)
+    for path in sorted(Path(np.__file__).parents[1].rglob("*.py")):
+        if size > megabytes * 1e6:
+            break
+        documents.append(path.read_text("utf-8", "replace"))
+        size += len(documents[-1].encode())
     order = np.random.default_rng(0).permutation(len(documents)).tolist()
     chosen: list[str] = []
     size = 0
