@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,10 +101,31 @@ def load(folder: str, dtype: torch.dtype = torch.float32) -> Any:
 
     if not Path(folder, "config.json").is_file():
         raise DataError(f"{folder}: no config.json; expected a folder that AutoModelForCausalLM.from_pretrained opens")
-    made = json.loads(Path(folder, "config.json").read_text()).get("architectures") or [""]
-    if made[0].endswith("ForSequenceClassification"):
-        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    try:
+        made = json.loads(Path(folder, "config.json").read_text()).get("architectures") or [""]
+        if made[0].endswith("ForSequenceClassification"):
+            return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: no model that transformers opens: {error}") from error
+
+
+def load_tokenizer(folder: str) -> Any:
+    """The tokenizer of a local folder, or of one on S3. Raises DataError."""
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as near:
+        here = folder
+        if storage.is_s3(folder):
+            here = near
+            for name, found in storage.find(folder):
+                storage.copy(found.path, os.path.join(near, name))
+        if not Path(here).is_dir():
+            raise DataError(f"{folder}: no such folder; expected one that AutoTokenizer.from_pretrained opens")
+        try:
+            return AutoTokenizer.from_pretrained(here)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder}: no tokenizer that transformers opens: {error}") from error
 
 
 def documents_mask(doc_index: Tensor, attention: Attention) -> Any:

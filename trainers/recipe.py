@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from cluster.errors import RecipeError, nearest
 from cluster.settings import Settings, assign, make, read_yaml
@@ -55,7 +55,7 @@ class TrainRecipe(Settings):
     batch_rows: int = Field(64, gt=0, description="packed rows per optimiser step, over all devices")
     micro_rows: int = Field(8, gt=0, description="packed rows per forward pass of one device")
 
-    workers: int | Literal["auto"] = Field("auto", description="devices; auto: every GPU, or 2 CPU processes")
+    workers: PositiveInt | Literal["auto"] = Field("auto", description="devices; auto: every GPU, or 2 CPU processes")
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: cuda where there is one")
     threads: int | None = Field(
         None, gt=0, description="CPU threads of each worker; None: 1 on CPU, a fair share on GPU"
