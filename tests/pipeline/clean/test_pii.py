@@ -115,6 +115,12 @@ def test_documents_without_findings_are_not_touched():
     assert rows.equals(batch)
 
 
+def test_a_document_of_ten_megabytes_is_searched_to_its_end():
+    lines = f"{ENGLISH}\n{CHINESE}\n"
+    text = lines * (10_000_000 // len(lines.encode()) + 1)
+    assert found_in(ENGLISH, text + FOUND["email"][0], CHINESE) == [{}, {"email": 1}, {}]
+
+
 def test_slices_neighbours_and_columns_that_are_there_already_change_nothing():
     texts = [FOUND["email"][0], ENGLISH, "x " + FOUND["iban"][1], *ODD]
     batch = batch_of(texts)
