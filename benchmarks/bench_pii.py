@@ -125,7 +125,8 @@ def api_key(r: random.Random) -> str:
     """Keys of several services."""
     prefix, chars, size = r.choice([
         ("AKIA", string.ascii_uppercase + DIGITS, 16), ("ghp_", ALNUM, 36), ("AIza", ALNUM + "-_", 35),
-        ("sk-", ALNUM, 48), ("sk-proj-", ALNUM, 60), ("hf_", string.ascii_letters, 34), ("xoxb-" + some(r, DIGITS, 12) + "-", ALNUM, 24),
+        ("sk-", ALNUM, 48), ("sk-proj-", ALNUM, 60), ("hf_", string.ascii_letters, 34),
+        ("xoxb-" + some(r, DIGITS, 12) + "-", ALNUM, 24),
         ("glpat-", ALNUM, 20), ("npm_", ALNUM, 36),
     ])  # fmt: skip
     return prefix + some(r, chars, size)
@@ -173,7 +174,7 @@ NEGATIVE: dict[str, Callable[[random.Random], str]] = {
     "version numbers": lambda r: r.choice(["version ", "v", "release ", "版本"]) + small(r, 40),
     "IPs named as versions": lambda r: r.choice(["version ", "v", "Version: ", "版本 "]) + small(r, 250),
     "chapters": lambda r: r.choice(["see section ", "chapter ", ""]) + small(r, 9),
-    "private IPs": lambda r: r.choice(["192.168.", "10.7.", "172.16.", "127.0."]) + f"{r.randrange(256)}.{r.randrange(99)}",
+    "private IPs": lambda r: r.choice(["192.168.", "10.7.", "127.0."]) + f"{r.randrange(256)}.{r.randrange(99)}",
     "ISBN-13": lambda r: r.choice(["ISBN ", "ISBN: ", ""]) + isbn13(r),
     "ISBN-10": lambda r: r.choice(["ISBN ", "ISBN-10: "]) + isbn10(r),
     "hashes": lambda r: some(r, HEX, r.choice([32, 40, 64])),
