@@ -91,9 +91,11 @@ class FastTextQuality(Corpus):
 
     def sample(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
         """Texts of a partition whose content hash is low enough: the same whatever the partitions are."""
+        from pipeline.kernels.text import readable
+
         texts = []
         for batch in shards.read(task["partition"], columns=["text"], batch_documents=work.batch_documents):
-            texts += [t for t in batch.column("text").to_pylist() if _hash(t) < task["share"]]
+            texts += [t for t in readable(batch.column("text")).to_pylist() if _hash(t) < task["share"]]
             work.progress(batch.num_rows)
         path = work.path("sample.json")
         storage.write_bytes(path, json.dumps(texts).encode())

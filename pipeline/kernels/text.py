@@ -129,6 +129,16 @@ def with_lines(docs: Documents, found: lines.Lines, keep: np.ndarray) -> pa.Arra
     return text_array(offsets, data)
 
 
+def readable(texts: pa.Array) -> pa.Array:
+    """The same large_string column for code that makes Python strings: U+FFFD where the bytes are no UTF-8."""
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        raw = texts.cast(pa.large_binary()).to_pylist()
+        return pa.array([None if x is None else x.decode("utf-8", "replace") for x in raw], pa.large_string())
+    return texts
+
+
 def text_array(offsets: np.ndarray, data: np.ndarray) -> pa.Array:
     """A large_string array from offsets (int64, the first is 0) and bytes."""
     return pa.Array.from_buffers(pa.large_string(), len(offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)])
