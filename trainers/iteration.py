@@ -31,6 +31,7 @@ from trainers.reward import load_reward
 from trainers.rewards import Scorer
 from trainers.roles import Frozen, Role
 from trainers.rollout import EngineSampler, Sampling, check_gap, gap
+from trainers.scatter import Scatter
 
 
 class OnPolicy(Settings):
@@ -59,6 +60,9 @@ class OnPolicy(Settings):
     reference: str = Field("start", description="start: the run's first weights; or a folder")
     validation_prompts: str | None = Field(None, description="held-out prompts, answered greedily at every evaluation")
     slots: int = Field(256, gt=0, description="answers that one rank samples at a time")
+    variance_every: int = Field(
+        0, ge=0, description="iterations between two reports of every Ψ's gradient variance on the same answers"
+    )
 
     def draws(self) -> Sampling:
         """How answers are drawn."""
@@ -117,6 +121,8 @@ class Samples:
     """That the rules took."""
     old: Tensor = field(default_factory=lambda: torch.zeros(0))
     reference: Tensor = field(default_factory=lambda: torch.zeros(0))
+    psis: dict[str, Tensor] = field(default_factory=dict)
+    """By `known`, where they are asked for: every Ψ that these answers allow, not whitened, [answers, width]."""
 
     @property
     def mask(self) -> Tensor:
@@ -174,6 +180,8 @@ class Iterations:
             self.score(roles, samples)
             figures = self.ask(roles, samples)
             known = self.known(roles, samples)
+            if settings.variance_every and first // count % settings.variance_every == 0:
+                figures |= self.variances(roles["policy"], samples)
             clock.append(time.perf_counter())
             known |= {"old_log_probs": samples.old, "reference_log_probs": samples.reference}
             figures |= {"rollout_seconds": clock[1] - clock[0], "scoring_seconds": clock[2] - clock[1]}
@@ -261,6 +269,16 @@ class Iterations:
                 self.beta, distance / count, self.settings.kl_target, int(count), self.settings.kl_horizon
             )
         return figures
+
+    @torch.no_grad()
+    def variances(self, policy: Any, samples: Samples) -> dict[str, float]:
+        """The variance of one answer's gradient by each Ψ, over the answers of all ranks. A collective."""
+        sums, n = Scatter(list(samples.psis)), len(samples.scores)
+        for begin in range(0, n, self.recipe.micro_rows):
+            rows = slice(begin, min(n, begin + self.recipe.micro_rows))
+            scores = policy(trimmed(samples.rows.batch(range(rows.start, rows.stop))), "scores")
+            sums.add({name: psi[rows, : scores.shape[1]] for name, psi in samples.psis.items()}, scores)
+        return {f"variance_{name}": value for name, value in sums.variances(self.ranks.sum(sums.sums())).items()}
 
     @torch.no_grad()
     def over(self, role: Any, samples: Samples, want: Any) -> Tensor:

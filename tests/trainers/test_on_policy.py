@@ -6,11 +6,13 @@ import signal
 import threading
 import time
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
 
 from cluster.errors import RecipeError
+from trainers import policy_gradient as pg
 from trainers.iteration import order
 from trainers.log import read_metrics
 from trainers.train import train
@@ -25,6 +27,7 @@ def prompts(tmp_path_factory):
     return str(path)
 
 
+FAST = {"rate": 4e-2, "warmup": 1}
 LENGTH = {"length": {"most": 0, "scale": 20, "weight": 1.0}}
 
 
@@ -65,6 +68,31 @@ def test_two_workers_learn_that_short_answers_are_better(on_policy, tmp_path, cr
     assert last > first + 0.2, [round(line["reward"], 2) for line in lines]
     assert max(line["gap"] for line in lines) < 1e-4
     assert all(line["rollout_seconds"] > 0 for line in lines)
+
+
+@pytest.mark.parametrize("psi", [psi for psi in get_args(pg.Psi) if psi != "gae"])
+def test_ppo_learns_by_every_psi_and_tells_the_variance_of_all_on_the_same_answers(on_policy, tmp_path, crew, psi):
+    changes = {"psi": psi, "psi_steps": 3, "kl": 0.0, "variance_every": 4, "epochs": 2}
+    train(on_policy("ppo", changes, schedule=FAST), str(tmp_path), crew=crew)
+    lines = figures(tmp_path)
+    first, last = (np.mean([line["reward"] for line in some]) for some in (lines[:3], lines[-3:]))
+    assert last > first + 0.2, [round(line["reward"], 2) for line in lines]
+    told = [line for line in lines if "variance_gae" in line]
+    assert [line["step"] for line in told] == [1, 2, 9, 10, 17, 18]  # two steps are an iteration
+    order = ("return", "baseline", "gae", "advantage", "td")
+    variances = [told[0][f"variance_{name}"] for name in order]
+    assert variances == sorted(variances, reverse=True), variances
+    assert told[0]["variance_reward_to_go"] == pytest.approx(variances[0])  # the one reward comes at the end
+
+
+def test_groups_tell_the_variance_that_comparing_with_others_takes_off(on_policy, tmp_path, crew):
+    train(on_policy("grpo", {"advantage": "return", "variance_every": 1}, schedule=FAST), str(tmp_path), crew=crew)
+    lines = figures(tmp_path)
+    first, last = (np.mean([line["reward"] for line in some]) for some in (lines[:3], lines[-3:]))
+    assert last > first + 0.2, [round(line["reward"], 2) for line in lines]
+    alone, compared = (np.mean([line[f"variance_{name}"] for line in lines[:10]]) for name in ("return", "rloo"))
+    assert compared < alone / 4
+    assert all(line["variance_reward_to_go"] == pytest.approx(line["variance_return"]) for line in lines)
 
 
 def test_every_prompt_comes_once_per_pass_wherever_a_run_begins():
