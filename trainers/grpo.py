@@ -16,7 +16,6 @@ from typing import Literal
 from pydantic import Field
 from torch import Tensor
 
-from cluster.errors import RecipeError
 from trainers import policy_gradient as pg
 from trainers.batch import IGNORE, Batch
 from trainers.experience import Experience
@@ -105,8 +104,6 @@ SETTINGS = GRPO
 
 def roles(settings: GRPO, start: Start) -> dict[str, Role]:
     """The policy, the reference when kl > 0, and the reward model."""
-    if settings.advantage not in ALONE and settings.draws().samples < 2:
-        raise RecipeError(f"objective.sampling.samples: {settings.advantage} compares answers; give 2 or more")
     return policy_roles(settings, start)
 
 

@@ -18,7 +18,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cluster.errors import DataError, RecipeError
+from cluster.errors import DataError
 from cluster.settings import Settings, make
 from trainers import policy_gradient as pg
 from trainers.answers import Encoder, Message, judged, read_examples
@@ -142,16 +142,7 @@ class Iterations:
         self.prompts = read_prompts(settings.prompts, self.tokenizer)
         self.held_out = read_prompts(settings.validation_prompts, self.tokenizer) if settings.validation_prompts else []
         self.scorer = Scorer(settings.rewards)
-        if not settings.rewards and settings.reward_model is None:
-            raise RecipeError("objective: give rewards, or a reward_model: nothing says which answer is better")
-        answers = self.recipe.batch_rows * settings.minibatches
-        unit = self.sampling.samples * settings.minibatches * self.ranks.world
-        if answers % unit:
-            raise RecipeError(
-                f"batch_rows: {self.recipe.batch_rows} answers per optimiser step are not whole prompts with "
-                f"{self.sampling.samples} answers each on every one of {self.ranks.world} workers; make it a multiple "
-                f"of {self.sampling.samples * self.ranks.world}"
-            )
+        self.recipe.check_whole_prompts(self.sampling.samples, self.ranks.world)  # `workers: auto` was not known before
         self.per_step = self.recipe.batch_rows // self.sampling.samples
         """Prompts per optimiser step, over all ranks."""
         self.cursor, self.beta = start.cursor, start.state.get("kl", settings.kl)
@@ -218,10 +209,9 @@ class Iterations:
         assert self._sampler is not None
         ids = [prompt.ids for prompt in chosen]
         answers = self._sampler.generate(ids, sampling, numbers)
-        values, clock = [], time.perf_counter()
-        for answer in answers:
-            text = self.tokenizer.decode(answer.tokens, skip_special_tokens=True)
-            values.append(self.scorer(chosen[answer.prompt].record, text))
+        clock = time.perf_counter()
+        texts = [self.tokenizer.decode(answer.tokens, skip_special_tokens=True) for answer in answers]
+        values = self.scorer.all([chosen[answer.prompt].record for answer in answers], texts)
         return Samples(
             rows=rows_of(ids, answers, pad=self.pad),
             scores=torch.tensor([self.scorer.total(value) for value in values], dtype=torch.float32),
@@ -402,8 +392,6 @@ def share(mask: Tensor, by: str, longest: int) -> float:
 def policy_roles(settings: OnPolicy, start: Start) -> dict[str, Role]:
     """The policy, and where they are needed the frozen reference and the reward model."""
     temperature = settings.draws().temperature
-    if temperature == 0:
-        raise RecipeError("objective.sampling: temperature: 0 always gives the same answer: nothing can be compared")
     device, needed = start.ranks.device, settings.kl > 0
     first = copy.deepcopy(start.lm) if needed and settings.reference == "start" else None
     # rows are short and their width changes: the mask of SDPA needs no compilation per width

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -27,6 +29,7 @@ def prompts(tmp_path_factory):
     return str(path)
 
 
+ROOT = Path(__file__).parents[2]
 FAST = {"rate": 4e-2, "warmup": 1}
 LENGTH = {"length": {"most": 0, "scale": 20, "weight": 1.0}}
 
@@ -107,8 +110,8 @@ def _history(out):
     return [{name: line[name] for name in kept} for line in figures(out)]
 
 
-@pytest.mark.parametrize("trainer", ["grpo", "ppo"])
-def test_a_worker_killed_within_an_iteration_changes_nothing(on_policy, tmp_path, crew, trainer):
+@pytest.mark.parametrize(("trainer", "seen"), [("grpo", 12), ("ppo", 14)], ids=["sampling", "training"])
+def test_a_worker_killed_within_an_iteration_changes_nothing(on_policy, tmp_path, crew, trainer, seen):
     """Iterations of four steps, checkpoints due within them; the iteration is done again and no sample counts twice."""
     changes = {"minibatches": 2, "epochs": 2, "kl": 0.02, "kl_target": 3.0}
     recipe = on_policy(trainer, changes, steps=40, checkpoint_every=3)
@@ -120,7 +123,7 @@ def test_a_worker_killed_within_an_iteration_changes_nothing(on_policy, tmp_path
     def strike():
         while not struck and not finished.is_set():
             lines = figures(out)
-            if len(lines) >= 14:
+            if len(lines) >= seen:
                 struck.append(len(lines))
                 os.kill(json.loads((out / "workers.json").read_text())["pids"][1], signal.SIGKILL)
             time.sleep(0.005)
@@ -136,6 +139,26 @@ def test_a_worker_killed_within_an_iteration_changes_nothing(on_policy, tmp_path
     assert rows == [8 * (1 + step // 4) for step in range(40)]
 
 
+def test_a_driver_killed_within_an_iteration_goes_on_with_the_same_command(on_policy, tmp_path, crew):
+    changes = {"minibatches": 2, "epochs": 2, "kl": 0.02, "kl_target": 3.0}
+    recipe = on_policy("ppo", changes, steps=40, checkpoint_every=3)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(recipe))
+    out = tmp_path / "struck"
+    command = [sys.executable, str(ROOT / "corpusmill.py"), "train", str(tmp_path / "recipe.yaml"), "--out", str(out)]
+    driver = subprocess.Popen(command, cwd=ROOT, start_new_session=True, stdout=subprocess.DEVNULL)
+    deadline = time.monotonic() + 120
+    while len(figures(out)) < 14 and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.killpg(driver.pid, signal.SIGKILL)
+    driver.wait()
+    assert 14 <= len(figures(out)) < 40
+    report = train(recipe, str(out), crew=crew)
+    assert 0 < report.steps_done < 40
+    assert report.steps_done % 4 == 0  # whole iterations
+    train(recipe, str(tmp_path / "whole"), crew=crew)
+    assert _history(out) == _history(tmp_path / "whole")
+
+
 def test_checkpoints_lie_between_iterations(on_policy, tmp_path, crew):
     changes = {"minibatches": 2, "epochs": 2}
     train(on_policy("grpo", changes, steps=12, checkpoint_every=3, keep=10), str(tmp_path), crew=crew)
@@ -148,7 +171,7 @@ def test_the_gap_between_sampler_and_trainer_stops_the_run(on_policy, tmp_path, 
         train(on_policy("grpo", {"max_gap": 1e-12}, steps=2), str(tmp_path), crew=crew)
 
 
-def test_what_cannot_be_learned_is_refused(on_policy, tmp_path, crew):
+def test_what_cannot_be_learned_is_refused_before_anything_starts(on_policy, tmp_path):
     with pytest.raises(RecipeError, match="say how many steps"):
         train(on_policy(steps=None), str(tmp_path))
     for changes, message in (
@@ -156,6 +179,15 @@ def test_what_cannot_be_learned_is_refused(on_policy, tmp_path, crew):
         ({"sampling": {"samples": 3, "max_tokens": 4}}, "are not whole prompts"),
         ({"sampling": {"samples": 1, "max_tokens": 4}}, "compares answers"),
         ({"sampling": {"samples": 4, "temperature": 0, "max_tokens": 4}}, "nothing can be compared"),
+        ({"rewards": {"nmber": 1.0}}, "no rule named 'nmber'; did you mean 'number'"),
+        ({"rewards": {"length": {"moist": 3}}}, "length has no setting 'moist'; did you mean 'most'"),
     ):
-        with pytest.raises(Exception, match=message):
-            train(on_policy(changes=changes), str(tmp_path / message[:5]), crew=crew)
+        with pytest.raises(RecipeError, match=message):
+            train(on_policy(changes=changes), str(tmp_path / "never"))
+        assert not (tmp_path / "never").exists()
+
+
+def test_how_many_workers_there_are_may_show_only_when_they_meet(on_policy, tmp_path, crew):
+    alone = on_policy(changes={"sampling": {"samples": 6, "max_tokens": 4}}, batch_rows=18, workers="auto")
+    with pytest.raises(RecipeError, match="make it a multiple of 12"):
+        train(alone, str(tmp_path), crew=crew)
