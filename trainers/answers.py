@@ -178,6 +178,18 @@ class Encoder:
         return before, whole.rstrip()
 
 
+def turn_end(tokenizer: Any) -> str:
+    """What the chat template puts behind an answer, "" where there is no template or nothing visible.
+
+    It ends an answer as EOS does, whether or not the tokenizer calls it EOS.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return ""
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "corpusmill"}]
+    whole = str(tokenizer.apply_chat_template(chat, tokenize=False))
+    return whole.rpartition("corpusmill")[2].strip()
+
+
 def read_examples(path: str) -> Iterator[dict[str, Any]]:
     """Raw examples of a JSONL (plain, .gz, .xz) or Parquet file. Raises DataError with file and line."""
     if path.endswith(".parquet"):

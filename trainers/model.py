@@ -23,7 +23,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from cluster import storage
 from cluster.errors import DataError, RecipeError
 from cluster.settings import Settings
-from trainers import cross_entropy
+from trainers import cross_entropy, scatter
 
 Attention = Literal["sdpa", "flex", "varlen"]
 
@@ -308,13 +308,14 @@ class PackedLM(nn.Module):
         position_ids: Tensor,
         doc_index: Tensor,
         targets: Tensor,
-        want: Literal["loss", "token_losses", "logits"] = "loss",
+        want: Literal["loss", "token_losses", "logits", "scores"] = "loss",
         parts: Tensor | None = None,
     ) -> Tensor:
         """All inputs [rows, seq_len], `parts` [rows] (see Batch).
 
         Returns by `want`: the sum of −log p(target) (scalar), the same per position [rows, seq_len] with 0 where there
-        is no target, or logits [rows, seq_len, vocabulary].
+        is no target, logits [rows, seq_len, vocabulary], or sketched gradients of log p(target) with respect to the
+        output layer [rows, seq_len, SIZE²] (see scatter.py).
         """
         if position_ids is None or doc_index is None:
             raise DataError("packed rows need position_ids and doc_index: without them documents see each other")
@@ -339,6 +340,8 @@ class PackedLM(nn.Module):
         flat, goals = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
         if want == "loss":
             return cross_entropy.loss_sum(flat, head.weight, goals, self.loss_chunk)
+        if want == "scores":
+            return scatter.sketched_scores(flat, head.weight, goals, self.loss_chunk).unflatten(0, targets.shape)
         return cross_entropy.token_losses(flat, head.weight, goals, self.loss_chunk).reshape(targets.shape)
 
 

@@ -113,8 +113,37 @@ class TrainRecipe(Settings):
                 raise RecipeError(f"peft and prune: not for trainer: {self.trainer}, whose sampler takes whole weights")
             if self.continue_ is not None:
                 raise RecipeError(f"continue: not for trainer: {self.trainer}; name the old run's model in start_from")
+            self._check_samples()
         if len(given) > 1:
             raise RecipeError(f"give one of steps, tokens, epochs; found {' and '.join(given)}")
+
+    def _check_samples(self) -> None:
+        """What `grpo` and `ppo` need to learn from own samples, as far as it shows without a model."""
+        from trainers.rewards import Scorer
+
+        rewards, sampling = self.objective.get("rewards") or {}, self.objective.get("sampling") or {}
+        if not rewards and self.objective.get("reward_model") is None:
+            raise RecipeError("objective: give rewards, or a reward_model: nothing says which answer is better")
+        if isinstance(rewards, Mapping):
+            Scorer({name: given for name, given in rewards.items() if ":" not in name})
+        samples = sampling.get("samples", 1)
+        if sampling.get("temperature", 1.0) == 0:
+            raise RecipeError(
+                "objective.sampling: temperature: 0 always gives the same answer: nothing can be compared"
+            )
+        advantage = self.objective.get("advantage", "grpo")
+        if self.trainer == "grpo" and advantage in ("grpo", "dr_grpo", "rloo") and samples == 1:
+            raise RecipeError(f"objective.sampling.samples: {advantage} compares answers; give 2 or more")
+        if isinstance(samples, int) and samples > 0 and isinstance(self.workers, int):
+            self.check_whole_prompts(samples, self.workers)
+
+    def check_whole_prompts(self, samples: int, world: int) -> None:
+        """Refuse optimiser steps that would cut the answers to a prompt apart. Raises RecipeError."""
+        if self.batch_rows % (samples * world):
+            raise RecipeError(
+                f"batch_rows: {self.batch_rows} answers per optimiser step are not whole prompts with {samples} "
+                f"answers each on every one of {world} workers; make it a multiple of {samples * world}"
+            )
 
 
 def load_recipe(path: str, changes: Sequence[str] = ()) -> TrainRecipe:
