@@ -14,6 +14,7 @@ from transformers import LlamaForSequenceClassification, PreTrainedTokenizerFast
 trl = pytest.importorskip("trl", reason="needs TRL: pip install 'corpusmill[parity]'")
 
 from datasets import Dataset  # noqa: E402
+from float64 import exact  # noqa: E402
 from hypothesis import given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 
@@ -33,18 +34,6 @@ VOCABULARY, WIDTH = 300, 160
 
 def lm_of(seed):
     return exact(build(SHAPE, vocab_size=VOCABULARY, seq_len=WIDTH, seed=seed, pad=0, eos=1))
-
-
-def exact(lm):
-    """In float64 all through: transformers' own norms round to float32."""
-    lm = lm.double()
-    for module in list(lm.modules()):
-        for name, child in module.named_children():
-            if type(child).__name__ == "LlamaRMSNorm":
-                norm = torch.nn.RMSNorm(child.weight.shape, eps=child.variance_epsilon, dtype=torch.float64)
-                norm.weight = child.weight
-                setattr(module, name, norm)
-    return lm
 
 
 class Exact(torch.nn.Module):
