@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from cluster import storage
 from cluster.errors import DataError
 from cluster.settings import make
 from trainers import checkpoint, model
@@ -53,7 +54,7 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
     start = Start(recipe, data, ranks, engine_settings, lm)
     roles: dict[str, Role] = trainer.roles(settings, start)
     trained = {name: role for name, role in roles.items() if isinstance(role, Engine)}
-    folder = os.path.join(out, "checkpoints")
+    folder = recipe.checkpoints or os.path.join(out, "checkpoints")
     found = checkpoint.latest(folder)
     place = Place(0, 0, 0, recipe=raw, data=described(data), shape=shape)
     if found:
@@ -122,9 +123,9 @@ def origin(recipe: TrainRecipe) -> tuple[Place, str] | None:
     if recipe.continue_ is None:
         return None
     folder = recipe.continue_.run
-    if os.path.exists(os.path.join(folder, "checkpoint.json")):
+    if storage.exists(storage.join(folder, "checkpoint.json")):
         return checkpoint.read_place(folder), folder
-    found = checkpoint.published(os.path.join(folder, "checkpoints"))
+    found = checkpoint.published(storage.join(folder, "checkpoints")) or checkpoint.published(folder)
     kinds = [place.kind for place, _ in found]
     if isinstance(recipe.continue_.at, int):
         chosen = [entry for entry in found if entry[0].step == recipe.continue_.at]
