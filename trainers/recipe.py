@@ -116,6 +116,11 @@ class TrainRecipe(Settings):
                 raise RecipeError(f"peft and prune: not for trainer: {self.trainer}, whose sampler takes whole weights")
             if self.continue_ is not None:
                 raise RecipeError(f"continue: not for trainer: {self.trainer}; name the old run's model in start_from")
+        if self.engine.get("sequence", 1) > 1:
+            if self.trainer not in ("pretrain", "sft"):
+                raise RecipeError(f"engine: sequence: not for trainer: {self.trainer}, whose loss needs whole answers")
+            if self.peft is not None or self.prune is not None:
+                raise RecipeError("engine: sequence: not with peft or prune, which need whole rows")
         if len(given) > 1:
             raise RecipeError(f"give one of steps, tokens, epochs; found {' and '.join(given)}")
 

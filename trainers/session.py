@@ -11,7 +11,7 @@ import torch
 from cluster import storage
 from cluster.errors import DataError
 from cluster.settings import make
-from trainers import checkpoint, model
+from trainers import checkpoint, model, sequence
 from trainers.batch import PackedRows
 from trainers.checkpoint import Place
 from trainers.engine import Engine, EngineSettings
@@ -43,6 +43,10 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
     shape = old[0].shape if old else {"model": recipe.model, "start_from": recipe.start_from}
     lm = new_model(shape, data, recipe.seed)
     engine_settings = make(EngineSettings, recipe.engine, "engine")
+    if engine_settings.sequence > 1:
+        heads = lm.config.num_attention_heads
+        sequence.check(engine_settings.sequence, world=ranks.world, heads=heads, seq_len=data.seq_len)
+        ranks = replace(ranks, sequence=engine_settings.sequence)
     if hasattr(lm, "score") and recipe.trainer != "reward":
         raise DataError(
             f"{shape['start_from']}: a reward model, which predicts no tokens; only trainer: reward takes it"
@@ -84,10 +88,10 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
         expected = expected_memory(
             lm,
             engine_settings,
-            recipe.micro_rows * data.seq_len,
+            recipe.micro_rows * data.seq_len // ranks.sequence,
             ranks,
             trained["policy"],
-            accumulates=recipe.batch_rows > recipe.micro_rows * ranks.world,
+            accumulates=recipe.batch_rows > recipe.micro_rows * ranks.data_world,
         )
         share = trained["policy"].trained_parameters() / parameters
         log.write({"step": place.step, "memory_expected_gib": expected.total / 2**30, "trained_share": share})

@@ -102,6 +102,8 @@ def train(
                 shelf.clear_unfinished(shelf_folder)
                 show.say(f"{error}; restart {restarts} of {recipe.max_restarts} from the last checkpoint")
                 left = _devices(recipe) if recipe.workers == "auto" and device == "cuda" else (device, world)
+                size = recipe.engine.get("sequence", 1)
+                left = left[0], left[1] - left[1] % size or size  # ranks that share rows come and go together
                 if left[0] == device and left[1] < world:  # a node went with its GPUs: the same rows on those left
                     show.say(f"{world - left[1]} of {world} GPUs are gone; going on with {left[1]}")
                     world = left[1]
