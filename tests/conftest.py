@@ -1,4 +1,4 @@
-"""Fixtures that all areas share: the real data where it is there, one local Ray for the whole session, an S3 server."""
+"""Fixtures that all areas share: the real data where it is there, one local Ray, and an S3 server on loopback."""
 
 from __future__ import annotations
 

@@ -109,6 +109,7 @@ def policy(start: Start) -> Engine:
         from trainers.peft.tune import prepare
 
         prepare(packed, start.recipe, start.engine)
+    packed.sequence_group = start.ranks.sequence_group()
     return Engine(packed, start.engine, start.ranks, start.recipe.micro_rows)
 
 

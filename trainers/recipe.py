@@ -18,7 +18,7 @@ TRAINERS = ("pretrain", "sft", "preference", "reward", "distill", "grpo", "ppo")
 class Continue(Settings):
     """Going on from another run: its weights and AdamW moments, new data, a new schedule from step 0."""
 
-    run: str = Field(description="folder of a training run, or of one of its checkpoints")
+    run: str = Field(description="folder of a training run, of its checkpoints, or of one of them (local or s3://)")
     at: Literal["corner", "final"] | int = Field(
         "corner",
         description="corner: before the decay, at the stable rate; final: the decayed model, to re-warm; or a step",
@@ -62,6 +62,9 @@ class TrainRecipe(Settings):
     )
     seed: int = Field(0, ge=0, description="of the initial weights")
     validate_every: int = Field(0, ge=0, description="steps between evaluations; 0: only at the end")
+    checkpoints: str | None = Field(
+        None, description="folder of the checkpoints, local or s3://, that all nodes see; None: OUT/checkpoints"
+    )
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: corner and end only")
     save_at: tuple[int, ...] = Field((), description="steps whose checkpoint is kept for runs that branch off there")
     keep: int = Field(2, gt=0, description="regular checkpoints to keep; corners and the last one always stay")
@@ -114,6 +117,11 @@ class TrainRecipe(Settings):
             if self.continue_ is not None:
                 raise RecipeError(f"continue: not for trainer: {self.trainer}; name the old run's model in start_from")
             self._check_samples()
+        if self.engine.get("sequence", 1) > 1:
+            if self.trainer not in ("pretrain", "sft"):
+                raise RecipeError(f"engine: sequence: not for trainer: {self.trainer}, whose loss needs whole answers")
+            if self.peft is not None or self.prune is not None:
+                raise RecipeError("engine: sequence: not with peft or prune, which need whole rows")
         if len(given) > 1:
             raise RecipeError(f"give one of steps, tokens, epochs; found {' and '.join(given)}")
 
