@@ -110,7 +110,7 @@ def kernels(array: pa.Array, normalise: str, batch: int = 1000) -> tuple[float, 
     """
     from pipeline.kernels.counting import add_lines, count_keys
     from pipeline.kernels.line_keys import line_keys
-    from pipeline.kernels.line_removal import open_table, without_lines
+    from pipeline.kernels.line_removal import lines_in_table, open_table, without_lines
     from pipeline.step import string_buffers
 
     offsets, data = string_buffers(array)
@@ -125,18 +125,19 @@ def kernels(array: pa.Array, normalise: str, batch: int = 1000) -> tuple[float, 
             end = min(start + batch, documents)
             keys, _, ends = line_keys(offsets[start : end + 1], data, normalise=normalise, salt=salt[start:end])
             used += add_lines(keys, ends, start, 24, rows[used:])
-        distinct, counts, places = count_keys(rows[:used])
+        distinct, counts, _ = count_keys(rows[:used])
         counting = time.process_time() - started
         often = counts > 6
         size = 1 << max(1, 2 * int(often.sum())).bit_length()
-        where, number = places[often] >> np.uint64(24), (places[often] & np.uint64(0xFFFFFF)).astype(np.uint32)
-        table = open_table(distinct[often], where, number, size)
+        none = np.zeros(int(often.sum()), np.uint64)
+        table = open_table(distinct[often], none, none.astype(np.uint32), size)
         left = 0
         for start in starts:
             end = min(start + batch, documents)
             part = offsets[start : end + 1]
             lines = line_keys(part, data, normalise=normalise, salt=salt[start:end])
-            _, _, removed, _ = without_lines(part, data, *lines, *table, address[start:end], False)
+            goes = lines_in_table(lines[0], lines[2], *table, address[start:end])
+            _, _, removed, _ = without_lines(part, data, *lines, goes)
             left += len(lines[0]) - int(removed.sum())
         return counting, time.process_time() - started, left
 

@@ -1,11 +1,13 @@
 # mypy: disable-error-code="assignment,arg-type,return-value"
 # Inside kernels a number is now an int, now a NumPy scalar; numba types them itself.
-"""Counts of equal 64-bit hash keys: spread by their high bits, then combined where they lie in the cache."""
+"""Counts of equal 64-bit hash keys: spread by their high bits, then combined within the cache; and counts by sketch."""
 
 from __future__ import annotations
 
 import numba
 import numpy as np
+
+from pipeline.kernels.hashing import mix64
 
 _U = np.uint64
 _PART_BITS = 10
@@ -158,3 +160,32 @@ def add_lines(keys: np.ndarray, ends: np.ndarray, first_row: int, line_bits: int
             rows[used, 1] = _U((first_row + row) << line_bits) | _U(min(i - start, (1 << line_bits) - 1))
             used += keys[i] != _U(0)
     return used
+
+
+@numba.njit(cache=True, nogil=True)
+def add_to_sketch(keys: np.ndarray, sketch: np.ndarray) -> None:
+    """Count keys (0 is none) in a count-min sketch, uint8 [rows, cells], that stops at 255. Cormode 2005."""
+    for i in range(len(keys)):
+        if keys[i] == _U(0):
+            continue
+        for row in range(sketch.shape[0]):
+            cell = _cell(keys[i], row, sketch.shape[1])
+            sketch[row, cell] += np.uint8(sketch[row, cell] < np.uint8(255))
+
+
+@numba.njit(cache=True, nogil=True)
+def more_than(keys: np.ndarray, sketch: np.ndarray, limit: int) -> np.ndarray:
+    """Which keys (0: none) the sketch has more than `limit` times (bool): all that came so often, and some others."""
+    out = np.zeros(len(keys), np.bool_)
+    for i in range(len(keys)):
+        out[i] = keys[i] != _U(0)
+        for row in range(sketch.shape[0]):
+            if sketch[row, _cell(keys[i], row, sketch.shape[1])] <= limit:
+                out[i] = False
+                break
+    return out
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _cell(key: np.uint64, row: int, cells: int) -> np.int64:
+    return np.int64((mix64(key ^ (_U(row + 1) * _U(0x9E3779B97F4A7C15))) >> _U(32)) * _U(cells) >> _U(32))

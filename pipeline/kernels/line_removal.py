@@ -30,50 +30,63 @@ def open_table(keys: np.ndarray, address: np.ndarray, line: np.ndarray, size: in
 
 
 @numba.njit(cache=True, nogil=True)
+def lines_in_table(
+    keys: np.ndarray,
+    line_offsets: np.ndarray,
+    slots: np.ndarray,
+    where: np.ndarray,
+    number: np.ndarray,
+    address: np.ndarray,
+) -> np.ndarray:
+    """Which lines go (bool): those whose key is in the table, from its (where, number) on.
+
+    `address` uint64 [n] are the strings'; lines of one are counted from 0. Place (0, 0): all go.
+    """
+    out = np.zeros(len(keys), np.bool_)
+    mask = _U(len(slots) - 1)
+    for row in range(len(address)):
+        start = line_offsets[row]
+        for n in range(start, line_offsets[row + 1]):
+            key = keys[_U(n)]
+            slot = key & mask
+            while slots[slot] != _U(0) and slots[slot] != key:
+                slot = (slot + _U(1)) & mask
+            if key != _U(0) and slots[slot] == key:
+                before = address[row] < where[slot] or (address[row] == where[slot] and n - start < number[slot])
+                out[n] = not before
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
 def without_lines(
     offsets: np.ndarray,
     data: np.ndarray,
     keys: np.ndarray,
     stops: np.ndarray,
     line_offsets: np.ndarray,
-    slots: np.ndarray,
-    where: np.ndarray,
-    number: np.ndarray,
-    address: np.ndarray,
-    keep_first: bool,
+    goes: np.ndarray,
 ) -> tuple:  # type: ignore[type-arg]
-    """The strings without the lines whose key is in the table: (offsets, bytes, lines removed [n], lines left [n]).
+    """The strings without the lines that go: (offsets, bytes, lines removed [n], lines left that are not blank [n]).
 
-    `keys`, `stops` and `line_offsets` are those of `line_keys`. With `keep_first` the occurrence at the table's
-    (address, line) stays; `address` uint64 [n] are the rows'. All that stays side by side, over any number of strings,
-    is copied together; where nothing goes nothing is copied, and the bytes are empty.
+    `keys`, `stops` and `line_offsets` are those of `line_keys`. All that stays side by side, in one or many strings, is
+    copied together; where nothing goes nothing is copied, and the bytes are empty.
     """
     rows = len(offsets) - 1
     out = np.empty(offsets[rows] - offsets[0], np.uint8)
     ends = np.zeros(rows + 1, np.int64)
     removed = np.zeros(rows, np.int64)
     left = np.zeros(rows, np.int64)
-    mask = _U(len(slots) - 1)
     used = np.int64(0)  # of `out`, with the run that is not copied yet
     low = high = offsets[0]  # data[low:high] is that run
     for row in range(rows):
         start = offsets[row]
         any_line = False
         for n in range(line_offsets[row], line_offsets[row + 1]):
-            stop = stops[n]
-            key = keys[n]
-            goes = False
-            if key != _U(0):
-                slot = key & mask
-                while slots[slot] != _U(0) and slots[slot] != key:
-                    slot = (slot + _U(1)) & mask
-                goes = slots[slot] == key
-                if goes and keep_first and where[slot] == address[row] and number[slot] == n - line_offsets[row]:
-                    goes = False
-            if goes:
+            stop = stops[_U(n)]
+            if goes[_U(n)]:
                 removed[row] += 1
             else:
-                left[row] += 1 if key != _U(0) else 0
+                left[row] += 1 if keys[_U(n)] != _U(0) else 0
                 begin = start - 1 if any_line else start  # with the line break before it
                 any_line = True
                 if begin != high:

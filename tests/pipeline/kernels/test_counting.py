@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.kernels.counting import add_lines, count_keys
+from pipeline.kernels.counting import add_lines, add_to_sketch, count_keys, more_than
 
 
 def by_dictionary(keys, places, counts):
@@ -55,3 +55,19 @@ def test_blank_lines_have_no_place():
     used = add_lines(keys, ends, 10, 24, rows)
     assert rows[:used, 0].tolist() == [5, 7, 9]
     assert rows[:used, 1].tolist() == [10 << 24, 12 << 24, 12 << 24 | 2]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32), st.integers(0, 400), st.sampled_from([1, 30, 300]), st.integers(1, 254))
+def test_a_sketch_counts_at_least_what_there_is(seed, rows, distinct, limit):
+    chance = np.random.default_rng(seed)
+    keys = chance.integers(0, 2**64, distinct, dtype=np.uint64)[chance.integers(0, distinct, rows)]
+    keys[::7] = 0
+    sketch = np.zeros((4, 64), np.uint8)
+    add_to_sketch(keys, sketch)
+    assert all(row.sum() <= np.count_nonzero(keys) for row in sketch.astype(int))
+    count = Counter(keys.tolist())
+    found = more_than(keys, sketch, limit)
+    for key, more in zip(keys.tolist(), found.tolist(), strict=True):
+        assert more or key == 0 or count[key] <= limit
+        assert not (more and key == 0)
