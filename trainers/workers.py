@@ -7,15 +7,18 @@ and go on from the last checkpoint, with the very next row.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cluster import placement
-from cluster.errors import RunError
+from cluster.errors import RecipeError, RunError
 
 
 class Worker:
@@ -185,11 +188,9 @@ def attempt(
 
     Raises Lost when a worker died or hung, RunError (with rank, stage and the worker's traceback) when one failed.
     """
-    import json
-    from pathlib import Path
-
     import ray
 
+    outlived(Path(out, "workers.json"))
     group = crew.take(world, device, recipe["threads"])
     healthy = False
     Path(out, "workers.json").write_text(json.dumps({"pids": group.pids}) + "\n")
@@ -218,6 +219,21 @@ def attempt(
         else:
             group.stop()
         Path(out, "workers.json").unlink(missing_ok=True)
+
+
+def outlived(path: Path, seconds: float = 30.0) -> None:
+    """Wait for the workers of a killed driver, which `path` names: Ray ends them, but till then they still write."""
+    import psutil
+
+    if not path.exists():
+        return
+    left = []
+    for pid in json.loads(path.read_text())["pids"]:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            if "ray::" in " ".join(process.cmdline()):
+                left.append(process)
+    psutil.wait_procs(left, timeout=seconds)
 
 
 def _result(future: Any, rank: int) -> dict[str, Any]:
@@ -249,6 +265,8 @@ def _explain(failed: dict[int, dict[str, Any]], waiting: dict[Any, int]) -> None
         rank, result = next(iter(failed.items()))
         raise Lost(f"rank {rank} lost its peers in '{result['stage']}' at step {result['step']}: {result['summary']}")
     rank, result = min(own.items())
+    if result["exit_code"] == RecipeError.exit_code:  # the user's, not ours: no traceback
+        raise RecipeError(result["summary"].partition(": ")[2])
     error = RunError(
         f"rank {rank} failed in '{result['stage']}' at step {result['step']}: {result['summary']}\n\n{result['error']}"
     )

@@ -62,20 +62,18 @@ class Lines(Corpus):
 
     def warm(self, artifacts: Any) -> None:
         docs = Documents(pa.record_batch({"text": pa.array(["warm\nup"], pa.large_string())}))
-        keys, _, _ = self._keys(docs, 0)
+        keys = self._keys(docs, 0)[0]
         number = np.arange(len(keys), dtype=np.uint32)
         self.apply(docs, 0, self._table([_combined(_frequent(keys, number, keys, number))], 0, 0))
 
-    def _keys(self, docs: Documents, first_ordinal: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(keys uint64 [lines], their offsets [n + 1], bucket of each document [n])."""
+    def _keys(self, docs: Documents, first_ordinal: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """(keys uint64 [lines], where each line stops, their offsets [n + 1], bucket of each document [n])."""
         from pipeline.kernels.line_keys import line_keys
 
         bucket = (first_ordinal + np.arange(len(docs))) // self.bucket_documents
         salt = bucket.astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
-        keys, offsets = line_keys(
-            *docs.text_buffers(), normalise=self.normalise, salt=salt, min_bytes=self.min_line_bytes
-        )
-        return keys, offsets, bucket
+        of_lines = line_keys(*docs.text_buffers(), normalise=self.normalise, salt=salt, min_bytes=self.min_line_bytes)
+        return *of_lines, bucket
 
     def decide(self, stage: StageRun) -> dict[str, Any]:
         first = [0, *itertools.accumulate(p["rows"] for p in stage.partitions)]
@@ -114,9 +112,10 @@ class Lines(Corpus):
         lines = row = 0
         total = task["ranges"] * max(1, task["buckets"])
         with exchange.Spread(work.path("lines.arrow"), COUNTS, total, memory_bytes=work.memory_bytes) as spread:
-            waiting = _Waiting(spread, index, task["ranges"], max(1 << 16, work.memory_bytes // 8))
+            expected = task["bytes"] // _BYTES_PER_LINE
+            waiting = _Waiting(spread, index, task["ranges"], max(1 << 16, work.memory_bytes // 8), expected)
             for batch in removal.batches(task["partition"], ["text"], None, work):
-                keys, offsets, buckets = self._keys(Documents(batch), task["first"] + row)
+                keys, _, offsets, buckets = self._keys(Documents(batch), task["first"] + row)
                 cuts = np.r_[0, np.flatnonzero(np.diff(buckets)) + 1, len(batch)].tolist() if len(batch) else [0]
                 for first, last in itertools.pairwise(cuts):
                     lines += waiting.add(int(buckets[first]), keys, offsets[first : last + 1], row + first)
@@ -144,7 +143,7 @@ class Lines(Corpus):
             table = exchange.collect(task["counts"], task["range"], COUNTS)
             key, count, address, line = (table.column(name).to_numpy() for name in COUNTS.names)
             place = np.arange(len(key), dtype=np.uint64)  # tables come in order of partition and row
-            key, count, place = count_keys(key.copy(), place, count.copy())
+            key, count, place = count_keys(np.stack([key, place, count.astype(np.uint64)], axis=1))
             yield _frequent(key, count, address[place], line[place])
             return
         rest: pa.Table | None = None
@@ -166,7 +165,7 @@ class Lines(Corpus):
 
     def _table(self, rows: list[pa.Table], partition: int, first: int) -> pa.Table:
         """The frequent lines as an open-addressing table, so that a batch looks them up where they lie."""
-        from pipeline.kernels.line_keys import open_table
+        from pipeline.kernels.line_removal import open_table
 
         table = pa.concat_tables(rows)
         size = 1 << max(1, 2 * len(table) - 1).bit_length()
@@ -179,17 +178,17 @@ class Lines(Corpus):
     def apply(
         self, docs: Documents, first_row: int, decisions: pa.Table | None
     ) -> tuple[pa.RecordBatch, Verdict | None]:
-        from pipeline.kernels.line_keys import without_lines
+        from pipeline.kernels.line_removal import without_lines
 
         if decisions is None or len(docs) == 0:
             return docs.batch, None
         metadata = {key.decode(): int(value) for key, value in decisions.schema.metadata.items()}
-        keys, line_offsets, _ = self._keys(docs, metadata["first"] + first_row)
+        keys, stops, ends, _ = self._keys(docs, metadata["first"] + first_row)
         slots, where, number = (decisions.column(name).to_numpy() for name in ("key", "address", "line"))
         address = removal.addresses(metadata["partition"], first_row, len(docs))
         before, text_bytes = docs.text_buffers()
         offsets, data, removed, left = without_lines(
-            before, text_bytes, keys, line_offsets, slots, where, number, address, self.keep == "first"
+            before, text_bytes, keys, stops, ends, slots, where, number, address, self.keep == "first"
         )
         if not removed.any():
             return docs.batch, None
@@ -209,11 +208,12 @@ class Lines(Corpus):
 class _Waiting:
     """Lines of one bucket of documents until there are enough of them for a sorted run."""
 
-    def __init__(self, spread: exchange.Spread, partition: int, ranges: int, limit: int):
-        self._spread, self._partition, self._ranges, self._limit = spread, partition, ranges, limit
-        self._bucket = 0
-        self._parts: list[tuple[np.ndarray, np.ndarray]] = []
-        self._bytes = 0
+    def __init__(self, spread: exchange.Spread, partition: int, ranges: int, limit: int, expected: int):
+        self._spread, self._partition, self._ranges = spread, partition, ranges
+        self._room = max(1, limit // 16)
+        self._bucket = self._used = 0
+        self._lines = np.empty((min(expected, self._room), 2), np.uint64)  # key and place; grows up to the limit
+        self._spare = np.empty((0, 2), np.uint64)
 
     def add(self, bucket: int, keys: np.ndarray, ends: np.ndarray, first_row: int) -> int:
         """The lines of whole documents: document i has keys[ends[i] : ends[i + 1]]. How many are not blank."""
@@ -222,21 +222,26 @@ class _Waiting:
         if bucket != self._bucket:
             self.flush()
             self._bucket = bucket
-        some, places = np.empty((2, int(ends[-1] - ends[0]) + 1), np.uint64)
-        used = add_lines(keys, ends, first_row, LINE_BITS, some, places)
-        self._parts.append((some[:used], places[:used]))
-        self._bytes += 16 * used
-        if self._bytes > self._limit:
+        needed = self._used + int(ends[-1] - ends[0]) + 1
+        if needed > len(self._lines):
+            lines = np.empty((max(needed, min(2 * len(self._lines), self._room)), 2), np.uint64)
+            lines[: self._used] = self._lines[: self._used]
+            self._lines = lines
+        used = int(add_lines(keys, ends, first_row, LINE_BITS, self._lines[self._used :]))
+        self._used += used
+        if self._used > self._room:
             self.flush()
-        return int(used)
+        return used
 
     def flush(self) -> None:
         from pipeline.kernels.counting import count_keys
 
-        if not self._parts:
+        if self._used == 0:
             return
-        keys, counts, places = count_keys(*(np.concatenate(column) for column in zip(*self._parts, strict=True)))
-        self._parts, self._bytes = [], 0
+        if len(self._spare) < self._used:
+            self._spare = np.empty_like(self._lines)
+        keys, counts, places = count_keys(self._lines[: self._used], self._spare)
+        self._used = 0
         address = removal.addresses(self._partition, 0, 1) + (places >> np.uint64(LINE_BITS))
         line = (places & np.uint64((1 << LINE_BITS) - 1)).astype(np.uint32)
         rows = _frequent(keys, counts, address, line)
