@@ -190,6 +190,27 @@ def _dots(part: np.ndarray) -> int:
     return count
 
 
+@numba.njit(cache=True, nogil=True)
+def count_spaced_dots(offsets: np.ndarray, data: np.ndarray) -> np.ndarray:
+    """How many ". . ." each document has, without overlap, int64 [documents]."""
+    out = np.zeros(len(offsets) - 1, np.int64)
+    for d in range(len(offsets) - 1):
+        at, end = offsets[d], offsets[d + 1]
+        while at + 5 <= end:
+            if (
+                data[at] == 46
+                and data[at + 1] == 32
+                and data[at + 2] == 46
+                and data[at + 3] == 32
+                and data[at + 4] == 46
+            ):
+                out[d] += 1
+                at += 5
+            else:
+                at += 1
+    return out
+
+
 def build() -> None:
     """Write `characters.npz` from this Python's Unicode database and the `regex` module (for scripts)."""
     import unicodedata

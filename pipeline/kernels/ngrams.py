@@ -19,8 +19,9 @@ _MIX, _PAIR = np.uint64(0xD6E8FEB86659FD93), np.uint64(0xA0761D6478BD642F)
 
 TOP_CONTAINED = 0  # characters inside occurrences of the most frequent n-gram, each counted once
 TOP_PRODUCT = 1  # its characters times its count; the first of equally frequent ones; 0 if none occurs twice
-TOP_JOINED = 2  # the same with spaces between the words, and also if it occurs once
-TOP_ONCE = 3  # as TOP_PRODUCT, and also if it occurs once
+TOP_LONGEST = 2  # the same of the longest of equally frequent ones
+TOP_JOINED = 3  # as TOP_PRODUCT with spaces between the words, and also if it occurs once
+TOP_ONCE = 4  # as TOP_PRODUCT, and also if it occurs once
 
 
 @numba.njit(cache=True, nogil=True)
@@ -185,7 +186,7 @@ def _top(
         if gram <= newest:
             continue  # met before: numbers rise with the place of the first occurrence
         newest = gram
-        if counts[gram] < best_count or (counts[gram] == best_count and mode != TOP_CONTAINED):
+        if counts[gram] < best_count or (counts[gram] == best_count and mode != TOP_CONTAINED and mode != TOP_LONGEST):
             continue
         length = 0
         for k in range(at[j], at[j] + n):

@@ -18,13 +18,19 @@ if TYPE_CHECKING:
     from pipeline.kernels.spacy_words import SpacyWords
 
 
-Splitter = Literal["script", "space", "spacy"]
+Splitter = Literal["script", "space", "spacy", "unicode", "normal"]
 
 
 def words_of(docs: Documents, splitter: Splitter) -> words.Words:
-    """Words at white space, also by script (see `words.split_words`), or as spaCy's English tokenizer has them."""
+    """Words at white space, also by script (see `words.split_words`), as spaCy's English tokenizer has them, at
+    Unicode's word boundaries, or in lower case without punctuation as RedPajama has them."""
     if splitter == "spacy":
         return docs.once("words:spacy", lambda: spacy_words().split(*docs.text_buffers())[0])
+    if splitter in ("unicode", "normal"):
+        from pipeline.kernels import normal_words, word_breaks
+
+        split = word_breaks.split_words if splitter == "unicode" else normal_words.split_words
+        return docs.once(f"words:{splitter}", lambda: split(*docs.text_buffers()))
     by_script = splitter == "script"
     return docs.once(f"words:{splitter}", lambda: words.split_words(*docs.text_buffers(), by_script=by_script))
 
@@ -96,6 +102,16 @@ def ends_with_ellipsis(docs: Documents, found: lines.Lines) -> np.ndarray:
     dots = np.flatnonzero((found.tail == ord(".")) & (found.strip_end - found.strip_start >= 3))
     end = found.strip_end[dots]
     out[dots] = (data[end - 2] == ord(".")) & (data[end - 3] == ord("."))
+    return out
+
+
+def ends_with_spaced_dots(docs: Documents, found: lines.Lines) -> np.ndarray:
+    """Which lines end in ". . .", white space aside; bool per line."""
+    _, data = docs.text_buffers()
+    out = np.zeros(len(found.tail), np.bool_)
+    dots = np.flatnonzero((found.tail == ord(".")) & (found.strip_end - found.strip_start >= 5))
+    end = found.strip_end[dots]
+    out[dots] = (data[end - 2] == 32) & (data[end - 3] == 46) & (data[end - 4] == 32) & (data[end - 5] == 46)
     return out
 
 
