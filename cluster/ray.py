@@ -35,6 +35,7 @@ def start(workers: int | None = None) -> int:
             threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
             try:
                 ray.init(
+                    address="local",  # not a cluster that someone else started here: RAY_ADDRESS would name it
                     num_cpus=max(2, workers or os.cpu_count() or 1),
                     include_dashboard=False,
                     object_store_memory=_SMALL_STORE_BYTES,
