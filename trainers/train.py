@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from cluster import placement, storage
 from cluster import ray as cluster_ray
-from cluster import storage
 from cluster.errors import RecipeError, RunError
 from pipeline.schema import DATASET_FILE
 from trainers import shelf
@@ -101,15 +101,28 @@ def train(
                     ) from error
                 shelf.clear_unfinished(shelf_folder)
                 show.say(f"{error}; restart {restarts} of {recipe.max_restarts} from the last checkpoint")
-                left = _devices(recipe) if recipe.workers == "auto" and device == "cuda" else (device, world)
-                size = recipe.engine.get("sequence", 1)
-                left = left[0], left[1] - left[1] % size or size  # ranks that share rows come and go together
-                if left[0] == device and left[1] < world:  # a node went with its GPUs: the same rows on those left
-                    show.say(f"{world - left[1]} of {world} GPUs are gone; going on with {left[1]}")
-                    world = left[1]
+                world = _left(recipe, device, world, show)
+            except placement.NoRoom:
+                left = _left(recipe, device, world, show) if restarts else world
+                if left == world:
+                    raise
+                world = left
     report = _report(folder, shelf_folder, results[0], time.monotonic() - started, restarts)
     write_page(folder)
     return report
+
+
+def _left(recipe: TrainRecipe, device: str, world: int, show: _Progress) -> int:
+    """After a loss: how many workers go on. A node went with its GPUs: the same rows on those that are left."""
+    if recipe.workers != "auto" or device != "cuda":
+        return world
+    kind, count = _devices(recipe)
+    size = recipe.engine.get("sequence", 1)
+    count = count - count % size or size  # ranks that share rows come and go together
+    if kind != device or count >= world:
+        return world
+    show.say(f"{world - count} of {world} GPUs are gone; going on with {count}")
+    return count
 
 
 def _attempt(
