@@ -44,7 +44,8 @@ def start(workers: int | None = None) -> int:
                 )
             except Exception as error:
                 raise RunError(
-                    f"Ray did not start on this machine: {error}. `corpusmill check` looks for the cause."
+                    f"Ray did not start on this machine: {error}. The usual causes are a full /tmp, too little "
+                    "memory or a firewall on loopback; its logs are below /tmp/ray/session_latest/logs"
                 ) from error
     return int(ray.cluster_resources().get("CPU", 1))
 

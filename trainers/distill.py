@@ -20,7 +20,7 @@ from pipeline.schema import DATASET_FILE
 from trainers.batch import IGNORE, Batch, PackedRows, collate
 from trainers.divergence import Kind, bucketed, confidence, divergence, log_probabilities
 from trainers.engine import Engine
-from trainers.model import Attention, PackedLM, documents_mask, load, pick_attention
+from trainers.model import Attention, PackedLM, documents_mask, load, load_tokenizer, pick_attention
 from trainers.objective import Loss, Objective, Start
 from trainers.relations import angle_loss, distance_loss, feature_losses, items_of
 from trainers.roles import Frozen, Role
@@ -139,7 +139,7 @@ def layer_map(settings: Distill, student: int, teacher: int) -> list[tuple[int, 
 
 def check_vocabulary(teacher: str, data: Any) -> None:
     """Refuse a teacher whose token numbers mean other tokens than the data's. Raises DataError with both numbers."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     if not Path(teacher, "config.json").is_file():
         raise DataError(f"{teacher}: no config.json; a teacher is a transformers folder")
@@ -151,8 +151,8 @@ def check_vocabulary(teacher: str, data: Any) -> None:
         )
     if not Path(teacher, "tokenizer.json").is_file():
         return
-    theirs = AutoTokenizer.from_pretrained(teacher).get_vocab()
-    ours = AutoTokenizer.from_pretrained(data.tokenizer).get_vocab()
+    theirs = load_tokenizer(teacher).get_vocab()
+    ours = load_tokenizer(data.tokenizer).get_vocab()
     other = sum(theirs.get(token) != number for token, number in ours.items())
     if other:
         raise DataError(

@@ -25,7 +25,7 @@ from trainers.answers import Encoder, Message, judged, read_examples
 from trainers.batch import IGNORE, Batch, StepRows
 from trainers.engine import Engine
 from trainers.experience import AnswerRows, Experience, rows_of
-from trainers.model import PackedLM, load
+from trainers.model import PackedLM, load, load_tokenizer
 from trainers.objective import Start
 from trainers.reward import load_reward
 from trainers.rewards import Scorer
@@ -133,11 +133,9 @@ class Iterations:
     """The part of an objective that samples, scores and hands out rows; `known` of a subclass says what is learned."""
 
     def __init__(self, settings: OnPolicy, start: Start):
-        from transformers import AutoTokenizer
-
         self.settings, self.ranks, self.recipe = settings, start.ranks, start.recipe
         self.sampling = settings.draws()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(start.data.tokenizer)
+        self.tokenizer = load_tokenizer(start.data.tokenizer)
         self.pad = int(start.data.about["pad_id"])
         self.prompts = read_prompts(settings.prompts, self.tokenizer)
         self.held_out = read_prompts(settings.validation_prompts, self.tokenizer) if settings.validation_prompts else []

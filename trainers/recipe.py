@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from cluster.errors import RecipeError, nearest
 from cluster.settings import Settings, assign, make, read_yaml
@@ -18,7 +18,7 @@ TRAINERS = ("pretrain", "sft", "preference", "reward", "distill", "grpo", "ppo")
 class Continue(Settings):
     """Going on from another run: its weights and AdamW moments, new data, a new schedule from step 0."""
 
-    run: str = Field(description="folder of a training run, or of one of its checkpoints")
+    run: str = Field(description="folder of a training run, of its checkpoints, or of one of them (local or s3://)")
     at: Literal["corner", "final"] | int = Field(
         "corner",
         description="corner: before the decay, at the stable rate; final: the decayed model, to re-warm; or a step",
@@ -55,13 +55,16 @@ class TrainRecipe(Settings):
     batch_rows: int = Field(64, gt=0, description="packed rows per optimiser step, over all devices")
     micro_rows: int = Field(8, gt=0, description="packed rows per forward pass of one device")
 
-    workers: int | Literal["auto"] = Field("auto", description="devices; auto: every GPU, or 2 CPU processes")
+    workers: PositiveInt | Literal["auto"] = Field("auto", description="devices; auto: every GPU, or 2 CPU processes")
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: cuda where there is one")
     threads: int | None = Field(
         None, gt=0, description="CPU threads of each worker; None: 1 on CPU, a fair share on GPU"
     )
     seed: int = Field(0, ge=0, description="of the initial weights")
     validate_every: int = Field(0, ge=0, description="steps between evaluations; 0: only at the end")
+    checkpoints: str | None = Field(
+        None, description="folder of the checkpoints, local or s3://, that all nodes see; None: OUT/checkpoints"
+    )
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: corner and end only")
     save_at: tuple[int, ...] = Field((), description="steps whose checkpoint is kept for runs that branch off there")
     keep: int = Field(2, gt=0, description="regular checkpoints to keep; corners and the last one always stay")
@@ -114,6 +117,11 @@ class TrainRecipe(Settings):
             if self.continue_ is not None:
                 raise RecipeError(f"continue: not for trainer: {self.trainer}; name the old run's model in start_from")
             self._check_samples()
+        if self.engine.get("sequence", 1) > 1:
+            if self.trainer not in ("pretrain", "sft"):
+                raise RecipeError(f"engine: sequence: not for trainer: {self.trainer}, whose loss needs whole answers")
+            if self.peft is not None or self.prune is not None:
+                raise RecipeError("engine: sequence: not with peft or prune, which need whole rows")
         if len(given) > 1:
             raise RecipeError(f"give one of steps, tokens, epochs; found {' and '.join(given)}")
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import placement
-from cluster.errors import RunError
+from cluster.errors import RecipeError, RunError
 
 
 class Worker:
@@ -265,6 +265,8 @@ def _explain(failed: dict[int, dict[str, Any]], waiting: dict[Any, int]) -> None
         rank, result = next(iter(failed.items()))
         raise Lost(f"rank {rank} lost its peers in '{result['stage']}' at step {result['step']}: {result['summary']}")
     rank, result = min(own.items())
+    if result["exit_code"] == RecipeError.exit_code:  # the user's, not ours: no traceback
+        raise RecipeError(result["summary"].partition(": ")[2])
     error = RunError(
         f"rank {rank} failed in '{result['stage']}' at step {result['step']}: {result['summary']}\n\n{result['error']}"
     )

@@ -23,6 +23,7 @@ _NOT_NUMBER = rb"(?![0-9A-Za-z_]|[-.]\d)"
 _CN_ID = re.compile(rb"[1-9]\d{5}(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[0-9Xx]" + _NOT_NUMBER)
 _CN_MOBILE = re.compile(rb"(?:86[ -]?)?(1[3-9]\d)([ -]?)\d{4}\2\d{4}" + _NOT_NUMBER)
 _CARD = re.compile(rb"\d{4}(?:([ -]?)\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|([ -]?)\d{6}\2\d{4,5})" + _NOT_NUMBER)
+_IBAN_HEAD = re.compile(rb"[A-Z]{2}\d{2}(?: [A-Z0-9]{4})* $")  # its groups look like a card's
 _PHONES = (
     re.compile(rb"[1-9]\d{0,2}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){1,4}" + _NOT_NUMBER),  # after a +
     re.compile(rb"(?:1[ .-])?(?:\([2-9]\d{2}\)|[2-9]\d{2})[ .-]{1,2}[2-9]\d{2}[.-]\d{4}" + _NOT_NUMBER),
@@ -110,7 +111,7 @@ def _number(text: bytes, at: int, kinds: set[str]) -> Finding | None:
     if "cn_id" in kinds and (found := _CN_ID.match(text, at)) and valid_cn_id(found.group()):
         return at, found.end(), "cn_id"
     if "credit_card" in kinds and (found := _CARD.match(text, at)) and valid_card(found.group()):
-        return at, found.end(), "credit_card"
+        return None if _IBAN_HEAD.search(text[max(0, at - 25) : at]) else (at, found.end(), "credit_card")
     if "cn_mobile" in kinds and (found := _CN_MOBILE.match(text, at)):
         return at - (before == b"+" and found.group().startswith(b"86")), found.end(), "cn_mobile"
     if "ip" in kinds and (found := _IPV4.match(text, at)) and not _VERSION.search(text[max(0, at - 16) : at]):

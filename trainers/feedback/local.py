@@ -84,12 +84,10 @@ class Local:
 @functools.lru_cache(maxsize=1)
 def open_model(folder: str, slots: int = 64) -> Local:
     """A transformers folder as a writer, on the GPU where there is one. The last one stays loaded."""
-    from transformers import AutoTokenizer
-
-    from trainers.model import load
+    from trainers.model import load, load_tokenizer
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     lm: Any = load(folder).eval().requires_grad_(False)
     lm.to(device)
     sampler = Sampler(lm.config, tokenizer, device, slots=slots)

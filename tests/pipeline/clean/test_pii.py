@@ -35,7 +35,9 @@ TRICKY = [
     "sha256:9f86d081884c7d659a2feaa0c55ad015",
     "4111111111111112", "1234567812345678", "0000000000000000", "110105194912310021", "11010519490231002X",
     "12345678901", "1700000000000", "10086", "3.14159265358979", "1,234,567,890", "100 000 000", "call 911",
-    "DE89370400440532013001", "XX89370400440532013000", "DE00", "icon@2x.png", "@decorator", "user@localhost", "a @ b",
+    "DE89370400440532013001", "IT91 5562 4507 3750 7695 4046 573",
+    "DE38 4378 3715 7213 0442 63", "XX89370400440532013000",
+    "DE00", "icon@2x.png", "@decorator", "user@localhost", "a @ b",
     "foo@bar", "AKIA", "ghp_short", "sk-learn", "hf_hub", "-----BEGIN CERTIFICATE-----", "-----BEGIN PUBLIC KEY-----",
     "0123456789", "555-1234", "2.0.1-rc.1", "$1234567890123", "order #4155552671", "page 415-555", "x=4155552671",
     "RFC 2606:4700", "1 2 3 4 5 6 7 8 9 10", "2023 2024 2025 2026", "192.0.2.1", "编号1391234567",
@@ -113,6 +115,12 @@ def test_documents_without_findings_are_not_touched():
     batch = batch_of(texts)
     rows, _ = PII(count_column=None).transform(Documents(batch))
     assert rows.equals(batch)
+
+
+def test_a_document_of_ten_megabytes_is_searched_to_its_end():
+    lines = f"{ENGLISH}\n{CHINESE}\n"
+    text = lines * (10_000_000 // len(lines.encode()) + 1)
+    assert found_in(ENGLISH, text + FOUND["email"][0], CHINESE) == [{}, {"email": 1}, {}]
 
 
 def test_slices_neighbours_and_columns_that_are_there_already_change_nothing():
