@@ -16,11 +16,10 @@ from pipeline.schema import DATASET_FILE
 from trainers import shelf
 from trainers.page import write_page
 from trainers.recipe import TrainRecipe, from_mapping, write
+from trainers.workers import Crew, Lost, attempt, outlived
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from trainers.workers import Crew
 
 
 @dataclass(frozen=True)
@@ -79,6 +78,7 @@ def train(
     shelf_folder = own or storage.join(folder, "checkpoints")
     recipe = recipe.model_copy(update={"data": data, "out": folder, "checkpoints": own})
     steps = recipe.total_steps(rows, tokens)
+    outlived(folder)
     _check_resume(recipe, shelf_folder)
     write(recipe, folder)
     shelf.clear_unfinished(shelf_folder)
@@ -92,7 +92,7 @@ def train(
             try:
                 results = _attempt(recipe, folder, world, device, show, crew)
                 break
-            except _lost() as error:
+            except Lost as error:
                 restarts += 1
                 if restarts > recipe.max_restarts:
                     raise RunError(
@@ -128,18 +128,10 @@ def _left(recipe: TrainRecipe, device: str, world: int, show: _Progress) -> int:
 def _attempt(
     recipe: TrainRecipe, folder: str, world: int, device: str, show: _Progress, crew: Crew | None
 ) -> list[dict[str, Any]]:
-    from trainers import workers
-
     if crew is not None:
-        return workers.attempt(recipe.plain(), folder, world, device, show.line, crew)
-    with workers.Crew() as own:
-        return workers.attempt(recipe.plain(), folder, world, device, show.line, own)
-
-
-def _lost() -> type[Exception]:
-    from trainers.workers import Lost
-
-    return Lost
+        return attempt(recipe.plain(), folder, world, device, show.line, crew)
+    with Crew() as own:
+        return attempt(recipe.plain(), folder, world, device, show.line, own)
 
 
 def _devices(recipe: TrainRecipe) -> tuple[str, int]:

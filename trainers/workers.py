@@ -190,7 +190,6 @@ def attempt(
     """
     import ray
 
-    outlived(Path(out, "workers.json"))
     group = crew.take(world, device, recipe["threads"])
     healthy = False
     Path(out, "workers.json").write_text(json.dumps({"pids": group.pids}) + "\n")
@@ -221,14 +220,14 @@ def attempt(
         Path(out, "workers.json").unlink(missing_ok=True)
 
 
-def outlived(path: Path, seconds: float = 30.0) -> None:
-    """Wait for the workers of a killed driver, which `path` names: Ray ends them, but till then they still write."""
+def outlived(out: str, seconds: float = 30.0) -> None:
+    """Wait for the workers of a driver that was killed in this folder: Ray ends them, but not at once."""
     import psutil
 
-    if not path.exists():
-        return
-    left = []
-    for pid in json.loads(path.read_text())["pids"]:
+    left, pids = [], []
+    with contextlib.suppress(OSError, ValueError):  # there is no such file, or it was being written
+        pids = json.loads(Path(out, "workers.json").read_text())["pids"]
+    for pid in pids:
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
             if "ray::" in " ".join(process.cmdline()):

@@ -123,6 +123,7 @@ def test_answers_labels_a_reward_model_and_ppo_make_more_of_what_the_judge_likes
     assert strike.killed == 1
     assert history(cut / "policy") == history(tmp_path / "whole/policy")
     before, after = (_cats(folder, asked) for folder in (model, again["policy"]["model"]))
+    print(f"RLAIF by PPO: cats per answer {before:.2f} → {after:.2f}")
     assert after > before + 0.4, (before, after)  # 1.04 → 1.67 when it was written
 
 
@@ -131,13 +132,13 @@ def test_the_judges_expected_digit_is_the_reward_and_it_rises_also_when_a_worker
     settings = {"judge": judge, "template": "rate {answer}", "lowest": 1, "highest": 5}
     recipe = {
         **SHORT, "trainer": "grpo", "data": str(Path(model).parents[1] / "packed"), "start_from": model,
-        "batch_rows": 16, "micro_rows": 8, "steps": 20, "checkpoint_every": 3, "export": False,
+        "batch_rows": 16, "micro_rows": 8, "steps": 14, "checkpoint_every": 3, "export": False,
         "objective": {
             "prompts": asked, "rewards": {"trainers.feedback.rlaif:direct": settings}, "slots": 8,
             "sampling": {"max_tokens": 12, "samples": 4},
         },
     }  # fmt: skip
-    strike = Strike(tmp_path / "struck", 9)
+    strike = Strike(tmp_path / "struck", 7)
     strike.start()
     report = train(recipe, str(tmp_path / "struck"), crew=crew)
     strike.over = True
@@ -145,7 +146,9 @@ def test_the_judges_expected_digit_is_the_reward_and_it_rises_also_when_a_worker
     train(recipe, str(tmp_path / "whole"), crew=crew)
     assert history(tmp_path / "struck") == history(tmp_path / "whole")
     rewards = [reward for _, reward, _ in history(tmp_path / "whole")]
-    assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.3, [round(reward, 2) for reward in rewards]
+    first, last = np.mean(rewards[:3]), np.mean(rewards[-3:])
+    print(f"direct RLAIF: reward {first:.3f} → {last:.3f}")
+    assert last > first + 0.6, [round(reward, 2) for reward in rewards]
 
 
 def test_both_trainings_are_refused_before_the_first_answer(tmp_path):

@@ -46,6 +46,8 @@ def test_two_rounds_learn_from_pairs_that_the_model_judged_and_a_cut_loop_ends_t
     assert whole[0]["agreement"]["pairs"] > 0.8  # chance is 0.5
     assert all(one["first_loss"] == pytest.approx(0.6931472, abs=1e-5) for one in whole[:-1])
     assert all(one["last_loss"] < 0.4 for one in whole[:-1])
+    scores = [round(one["mean_score"], 3) for one in whole[:-1]]
+    print(f"self-rewarding: own mean score {scores}, agreement {[one['agreement']['pairs'] for one in whole]}")
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut/round-1/run")
     for name in ("round-1/result.json", "round-1/scores/part-00000000.json"):

@@ -53,6 +53,7 @@ def test_two_rounds_of_play_come_closer_to_real_answers_and_a_cut_run_ends_the_s
     # the second round plays against the player that the first one made
     assert drawn(tmp_path / "whole/round-1/answers") != drawn(tmp_path / "whole/round-0/answers")
     start, end = (like_real(folder, asked) for folder in (model, whole[1]["model"]))
+    print(f"SPIN: answers of the real form {start:.3f} → {end:.3f}")
     assert end > start + 0.05  # 0.43 → 0.53 of 384 answers when it was written
     with pytest.raises(RecipeError, match="other values of beta"):
         spin(settings.model_copy(update={"beta": 0.1}), str(tmp_path / "whole"))
