@@ -119,20 +119,35 @@ def ours(folder: Path, out: Path, workers: int, memory: str, settings: dict[str,
     )
     executor = make_executor(recipe, Console())
     report = run(recipe, str(out), executor=executor)
+    shared = object_store_mb()
     executor.close()
     source, stage = report.stages
-    phases = {}
-    for path in sorted(Path(out, "stages", stage["folder"]).glob("*/all.json")):
+    phases, peaks = {}, {}
+    for path in sorted(Path(out, "stages").glob("*/*/all.json"), key=lambda path: path.stat().st_mtime_ns):
         results = json.loads(path.read_text())["results"]
-        phases[path.parent.name] = round(sum(r["seconds"] for r in results), 2)
+        peaks[f"{path.parts[-3][:2]} {path.parts[-2]}"] = round(
+            max((r["peak_memory"] for r in results), default=0) / 1e6
+        )
+        if path.parts[-3] == stage["folder"]:
+            phases[path.parent.name] = round(sum(r["seconds"] for r in results), 2)
     return {
         "seconds": stage["seconds"],
         "with_import": source["seconds"] + stage["seconds"],
         "removed": sum(stage["removed"].values()),
         "peak_mb": round(stage["peak_memory_bytes"] / 1e6),
+        "peak_mb_until": peaks,
+        "object_store_mb": shared,
         "task_seconds": phases,
         "ledger": [str(p) for p in sorted(Path(out, "ledger").rglob("*.parquet"))],
     }
+
+
+def object_store_mb() -> int:
+    """The memory of Ray's object store that was ever touched, in MB: what its process shares with others."""
+    import psutil
+
+    stores = [p for p in psutil.process_iter(["name"]) if p.info["name"] == "raylet"]
+    return round(sum(process.memory_info().shared for process in stores) / 1e6)
 
 
 def quality(folder: Path, ledger: list[str]) -> dict[str, Any]:

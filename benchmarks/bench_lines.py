@@ -1,11 +1,12 @@
 """Repeated lines: this project's `dedup.lines` beside a Python dictionary of hashes, lines per second.
 
-    python benchmarks/bench_lines.py --lines 5000000
+    python benchmarks/bench_lines.py --lines 5000000 --memory-only --rounds 3
 
-The corpus has 40 lines a document of about 85 bytes, 30 % of them from a few thousand repeated ones. Two measures: the
-whole step through the engine (read Parquet, count through the exchange, take the lines out, write Parquet) beside a
-Python process that does the same with a dictionary, and in memory on one core each, in CPU seconds: counting alone,
-and counting and taking out.
+The corpus has 40 lines a document of about 85 bytes, 30 % of them from a few thousand repeated ones. In memory, on one
+core each, in CPU seconds: counting alone, and counting and taking out, of the same texts, compared as they are (without
+the space around them) and in CCNet's form. Without --memory-only also the whole step through the engine (read
+Parquet, count through the exchange, take the lines out, write Parquet) beside a Python process that does the same
+with a dictionary, in wall seconds.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -74,65 +76,73 @@ def ours(folder: Path, workers: int, memory: str) -> dict[str, object]:
     return {"seconds": stage["seconds"], "peak_mb": round(stage["peak_memory_bytes"] / 1e6), **decided}
 
 
-def dictionary(texts: list[str]) -> tuple[int, float, float, int]:
+def ccnet() -> Callable[[str], str]:
+    """A line's normal form in Python: one method and one table."""
+    table = dict.fromkeys(range(32)) | dict.fromkeys(range(127, 160)) | {48 + digit: "0" for digit in range(10)}
+    for mark in "，。、„”“«»１」「《》´∶：？！（）；–—．～’…━〈〉【】％►":
+        table[ord(mark)] = None
+    return lambda line: line.strip().lower().translate(table)
+
+
+def dictionary(texts: list[str], normalise: str) -> tuple[int, float, float, int]:
     """(lines, CPU seconds of counting, of counting and taking out, lines left): hashes in a dictionary, in memory."""
+    form = str.strip if normalise == "raw" else ccnet()
     started = time.process_time()
     count: dict[int, int] = {}
     total = left = 0
     for text in texts:
         for line in text.split("\n"):
-            key = hash(line.strip())
+            key = hash(form(line))
             count[key] = count.get(key, 0) + 1
             total += 1
     counting = time.process_time() - started
     for text in texts:
-        kept = [line for line in text.split("\n") if count[hash(line.strip())] <= 6]
+        kept = [line for line in text.split("\n") if count[hash(form(line))] <= 6]
         left += len(kept)
         "\n".join(kept)
     return total, counting, time.process_time() - started, left
 
 
-def kernels(array: pa.Array, batch: int = 1000) -> tuple[float, float, int]:
+def kernels(array: pa.Array, normalise: str, batch: int = 1000) -> tuple[float, float, int]:
     """(CPU seconds of counting, of counting and taking out, lines left) by the kernels in memory, on one core.
 
     From the same texts, batch by batch as the step does, with all it keeps of a line: key, count and first place.
     """
     from pipeline.kernels.counting import add_lines, count_keys
-    from pipeline.kernels.line_keys import line_keys, open_table, without_lines
+    from pipeline.kernels.line_keys import line_keys
+    from pipeline.kernels.line_removal import lines_in_table, open_table, without_lines
     from pipeline.step import string_buffers
 
     offsets, data = string_buffers(array)
     salt = np.zeros(len(array), np.uint64)
     address = np.arange(len(array), dtype=np.uint64)
-    starts = range(0, len(array), batch)
-    for _ in range(2):  # the first compiles
+
+    def once(documents: int) -> tuple[float, float, int]:
+        starts = range(0, documents, batch)
         started = time.process_time()
-        parts = []
+        rows, used = np.empty((len(data) // 40, 2), np.uint64), 0  # untouched memory costs nothing
         for start in starts:
-            end = min(start + batch, len(array))
-            keys, ends = line_keys(offsets[start : end + 1], data, normalise="raw", salt=salt[start:end])
-            some, places = np.empty((2, len(keys) + 1), np.uint64)
-            used = add_lines(keys, ends, start, 24, some, places)
-            parts.append((some[:used], places[:used]))
-        distinct, counts, places = count_keys(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+            end = min(start + batch, documents)
+            keys, _, ends = line_keys(offsets[start : end + 1], data, normalise=normalise, salt=salt[start:end])
+            used += add_lines(keys, ends, start, 24, rows[used:])
+        distinct, counts, _ = count_keys(rows[:used])
         counting = time.process_time() - started
         often = counts > 6
         size = 1 << max(1, 2 * int(often.sum())).bit_length()
-        table = open_table(
-            distinct[often],
-            places[often] >> np.uint64(24),
-            (places[often] & np.uint64(0xFFFFFF)).astype(np.uint32),
-            size,
-        )
+        none = np.zeros(int(often.sum()), np.uint64)
+        table = open_table(distinct[often], none, none.astype(np.uint32), size)
         left = 0
         for start in starts:
-            end = min(start + batch, len(array))
+            end = min(start + batch, documents)
             part = offsets[start : end + 1]
-            keys, ends = line_keys(part, data, normalise="raw", salt=salt[start:end])
-            _, _, removed, _ = without_lines(part, data, keys, ends, *table, address[start:end], False)
-            left += len(keys) - int(removed.sum())
-        seconds = time.process_time() - started
-    return counting, seconds, left
+            lines = line_keys(part, data, normalise=normalise, salt=salt[start:end])
+            goes = lines_in_table(lines[0], lines[2], *table, address[start:end])
+            _, _, removed, _ = without_lines(part, data, *lines, goes)
+            left += len(lines[0]) - int(removed.sum())
+        return counting, time.process_time() - started, left
+
+    once(len(array))  # compiles, and touches the memory that a worker would have touched before
+    return once(len(array))
 
 
 def dictionary_from_disk(folder: Path) -> float:
@@ -159,22 +169,28 @@ def main() -> None:
     parser.add_argument("--memory", default="2GB")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--folder", default="")
+    parser.add_argument("--memory-only", action="store_true", help="not through the engine")
     args = parser.parse_args()
     folder = Path(args.folder or tempfile.mkdtemp(prefix="bench_lines_"))
     if not (folder / "in").exists():
         make(folder, args.lines)
     for number in range(args.rounds):
-        mine = ours(folder, args.workers, args.memory)
         texts = pq.read_table(folder / "in", columns=["text"]).column("text").combine_chunks()
         texts = texts.chunk(0) if isinstance(texts, pa.ChunkedArray) else texts
-        counting, both, left = kernels(texts)
-        lines, their_counting, their_both, left_there = dictionary(texts.to_pylist())
-        assert left == left_there
         print(f"round {number}: M lines/s a core, in memory: ours, dictionary, ratio", flush=True)
-        for what, mine_s, theirs in (("counting", counting, their_counting), ("and taking out", both, their_both)):
-            print(
-                f"  {what:15} {lines / mine_s / 1e6:.2f} {lines / theirs / 1e6:.2f} {theirs / mine_s:.1f}", flush=True
-            )
+        for normalise in ("raw", "ccnet"):
+            counting, both, left = kernels(texts, normalise)
+            as_python = texts.to_pylist()
+            if normalise == "raw":
+                dictionary(as_python, normalise)
+            lines, their_counting, their_both, left_there = dictionary(as_python, normalise)
+            assert left == left_there
+            for what, mine_s, theirs in (("counting", counting, their_counting), ("and taking out", both, their_both)):
+                rates = f"{lines / mine_s / 1e6:.2f} {lines / theirs / 1e6:.2f} {theirs / mine_s:.1f}"
+                print(f"  {normalise:5} {what:15} {rates}", flush=True)
+        if args.memory_only:
+            continue
+        mine = ours(folder, args.workers, args.memory)
         wall = float(str(mine["seconds"]))
         theirs = dictionary_from_disk(folder)
         print(f"  Parquet to Parquet, wall, engine with {args.workers} workers beside one process with a dictionary:")

@@ -23,5 +23,5 @@ class ParquetSource(Source):
         return [{"path": entry.path, "bytes": entry.size} for entry in storage.list_files(self.path)]
 
     def read(self, task: dict[str, Any]) -> Iterator[tuple[pa.RecordBatch, Verdict | None]]:
-        for batch in pq.ParquetFile(task["path"]).iter_batches(1000):
+        for batch in pq.ParquetFile(task["path"], pre_buffer=False).iter_batches(1000):
             yield batch, None

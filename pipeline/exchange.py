@@ -47,9 +47,10 @@ class Spread:
     ):
         self.path, self.schema, self.buckets, self.sort_by = path, schema, buckets, list(sort_by)
         self.index: dict[str, Any] = {"file": path, "rows": 0, "runs": []}
-        self._limit = max(1 << 20, memory_bytes // 4)
+        self._limit = max(1 << 20, memory_bytes // 8)  # a flush holds the rows, their sorted copy and its parts
         self._waiting: list[tuple[pa.Table, np.ndarray]] = []
         self._waiting_bytes = 0
+        self.rows = 0  # that were added, written or not
         self._sink: Any = None
         self._writer: Any = None
         self._written = 0
@@ -65,6 +66,7 @@ class Spread:
             table = pa.Table.from_batches([table])
         self._waiting.append((table.cast(self.schema), np.asarray(bucket, np.int64)))
         self._waiting_bytes += table.nbytes
+        self.rows += table.num_rows
         if self._waiting_bytes > self._limit:
             self._flush()
 

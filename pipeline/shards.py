@@ -13,16 +13,19 @@ from cluster import storage
 from cluster.errors import DataError
 
 ROW_GROUP_BYTES = 64 << 20
+"""Of a row group, before compression, where memory allows it."""
 
 
 class ShardWriter:
     """Writes record batches of one schema into one Parquet file, in row groups of about 64 MB.
 
-    The file is complete only when its name is committed by the manifest; until then nobody reads it.
+    A row group is in memory while it is written and while it is read, so it has a sixteenth of `memory_bytes` at most,
+    but 1 MB. The file is complete only when its name is committed by the manifest; until then nobody reads it.
     """
 
-    def __init__(self, path: str, schema: pa.Schema | None = None):
+    def __init__(self, path: str, schema: pa.Schema | None = None, *, memory_bytes: int = 1 << 31):
         self.path = path
+        self._group_bytes = min(ROW_GROUP_BYTES, max(1 << 20, memory_bytes // 16))
         self.rows = 0
         self.bytes = 0
         self._schema = schema
@@ -41,7 +44,7 @@ class ShardWriter:
         self._waiting_bytes += batch.nbytes
         self.rows += batch.num_rows
         self.bytes += batch.nbytes
-        if self._waiting_bytes >= ROW_GROUP_BYTES:
+        if self._waiting_bytes >= self._group_bytes:
             self._flush()
 
     def _flush(self) -> None:
@@ -80,9 +83,11 @@ def read(
     seen = 0
     with storage.open_read(partition["file"]) as source:
         file = pq.ParquetFile(source, pre_buffer=storage.is_s3(partition["file"]))
-        for batch in file.iter_batches(batch_documents, columns=list(columns) if columns else None, use_threads=False):
-            seen += batch.num_rows
-            yield batch
+        names = list(columns) if columns else None
+        for group in range(file.num_row_groups):  # one after the other: what is read ahead is kept until the end
+            for batch in file.iter_batches(batch_documents, row_groups=[group], columns=names, use_threads=False):
+                seen += batch.num_rows
+                yield batch
     if seen != partition["rows"]:
         raise DataError(f"{partition['file']}: {seen} rows, but its manifest entry says {partition['rows']}")
 

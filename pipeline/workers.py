@@ -92,7 +92,7 @@ def perform(
 def _rows(job: Job, task: dict[str, Any], work: Work, careful: bool) -> dict[str, Any]:
     """Read a partition, put it through the fused steps, write what is left."""
     ledger = Ledger(work.path)
-    writer = shards.ShardWriter(work.path("rows.parquet"))
+    writer = shards.ShardWriter(work.path("rows.parquet"), memory_bytes=work.memory_bytes)
     scores: dict[int, shards.ShardWriter] = {}
     documents_in = 0
     with _caller(job, work, careful) as call:

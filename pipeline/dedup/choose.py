@@ -80,11 +80,7 @@ def choose(
 
     decisions = removal.spread_decisions(task, work, rows, match, similarity, ~old)
     removed = match != np.arange(len(match))
-    source, count = np.unique(rows["source"][removed], return_counts=True)
-    return {
-        "decisions": decisions,
-        "removed": {str(s): int(n) for s, n in zip(source.tolist(), count.tolist(), strict=True)},
-    }
+    return {"decisions": decisions, "removed": removal.removed_by_source(rows["source"][removed])}
 
 
 def payloads(

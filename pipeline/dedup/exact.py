@@ -10,13 +10,22 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from cluster import storage
 from pipeline import exchange
+from pipeline.dedup import index as indexing
 from pipeline.dedup import keep as keeping
 from pipeline.dedup import removal
 from pipeline.step import Corpus, Documents, Verdict, Work, string_buffers
 
 if TYPE_CHECKING:
     from pipeline.run import StageRun
+
+
+_NEW = 1 << 40
+"""The `snapshot` of documents that are in no index yet: after all others."""
+
+INDEXED = pa.schema([pa.field(name, pa.uint64()) for name in ("key", "low", "address", "id_high", "id_low")])
+"""What an index keeps of a document."""
 
 
 class Exact(Corpus):
@@ -37,9 +46,30 @@ class Exact(Corpus):
     sources: list[str] = Field(default=[], description="for keep: [source]; most preferred first")
     scope: str | None = Field(None, description="compare only documents with equal values of this column")
     size_column: str | None = Field("cluster_size", description="column for the number of copies a document stands for")
+    index: str | None = Field(
+        None, description="folder of an index: the documents in it stay, and what stays here joins them"
+    )
+    snapshot: str | None = Field(
+        None, description="name of these documents in the index; a rerun under it adds nothing"
+    )
+    alarm_share: float = Field(0.75, gt=0, le=1, description="warn when a source loses more than this share")
 
     def check(self) -> None:
         keeping.check(self.keep, self.quality, self.sources, self.step_name())
+        indexing.check_names(self.index, self.snapshot, self.step_name())
+        self.earlier()
+
+    def input_identity(self) -> list[Any]:
+        return [snapshot["name"] for snapshot in self.earlier()]
+
+    def earlier(self) -> list[dict[str, Any]]:
+        """The snapshots that are in the index before this one."""
+        if self.index is None or self.snapshot is None:
+            return []
+        return indexing.earlier(storage.absolute(self.index), self.snapshot, self._index_settings())
+
+    def _index_settings(self) -> dict[str, Any]:
+        return {"compare": self.compare, "text": self.text, "scope": self.scope}
 
     def warm(self, artifacts: Any) -> None:
         self._keys(pa.array(["warm"], pa.large_string()))
@@ -58,20 +88,38 @@ class Exact(Corpus):
         return np.where(no_words, content_hashes(offsets, data), content_hashes(words, letters))
 
     def _schema(self) -> pa.Schema:
-        fields = [("key", pa.uint64()), ("low", pa.uint64()), ("address", pa.uint64()), ("weight", pa.int64())]
+        fields = [*((name, pa.uint64()) for name in ("key", "low", "address", "source")), ("weight", pa.int64())]
+        fields.append(("snapshot", pa.int64()))
         return pa.schema([*(pa.field(*f) for f in fields), *keeping.rank_schema(self.keep)])
 
     def decide(self, stage: StageRun) -> dict[str, Any]:
         size = 8 * len(self._schema().names) * stage.rows
         buckets = stage.fix("buckets", exchange.buckets_for(size, stage.memory_bytes, at_least=stage.workers))
         tasks = [{"partition": p, "buckets": buckets, "bytes": p["bytes"]} for p in stage.partitions]
-        spread = [result["rows"] for result in stage.map("hashes", tasks)]
+        hashed = stage.map("hashes", tasks)
+        spread = [result["rows"] for result in hashed]
+        earlier = self.earlier()
+        earlier = earlier[: stage.fix("earlier_snapshots", len(earlier))]
         reduce = [
-            {"bucket": b, "rows": exchange.only(spread, b), "partitions": len(stage.partitions)}
+            {
+                "bucket": b,
+                "rows": exchange.only(spread, b),
+                "partitions": len(stage.partitions),
+                "earlier": [indexing.cut(snapshot, b, buckets) for snapshot in earlier],
+                "number": len(earlier),
+            }
             for b in exchange.filled(spread)
         ]
-        decisions = [result["decisions"] for result in stage.map("choose", reduce)]
-        return {"decisions": exchange.save(stage.folder, "decisions", decisions)}
+        chosen = stage.map("choose", reduce)
+        if self.index is not None:
+            folder = storage.absolute(self.index)
+            added = [{"bands": r["added"], "records": None} for r in chosen]
+            indexing.commit(folder, str(self.snapshot), len(earlier), self._index_settings(), added)
+        name = self.step_name() if self.compare == "text" else "dedup.url"
+        account = removal.account(
+            name, [r["sources"] for r in hashed], [r["removed"] for r in chosen], self.alarm_share
+        )
+        return {"decisions": exchange.save(stage.folder, "decisions", [r["decisions"] for r in chosen]), **account}
 
     def hashes(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
         """Map: the content hash, rank and address of every document of a partition, spread by hash."""
@@ -79,42 +127,44 @@ class Exact(Corpus):
             {*keeping.columns(self.keep, self.quality), self.compare, *([self.scope] if self.scope else [])}
         )
         first = 0
+        sources: dict[str, int] = {}
         with exchange.Spread(
             work.path("hashes.arrow"), self._schema(), task["buckets"], sort_by=["key"], memory_bytes=work.memory_bytes
         ) as spread:
             for batch in removal.batches(task["partition"], columns, self.size_column, work):
                 address = removal.addresses(task["partition"]["index"], first, len(batch))
-                keys = self._keys(batch.column("text")) if self.compare == "text" else url_keys(batch, address)
+                keys = (
+                    self._keys(batch.column("text"))
+                    if self.compare == "text"
+                    else url_keys(batch, address, self.snapshot or "")
+                )
                 if self.scope:
                     keys[:, 0] ^= removal.scope_salt(batch, self.scope)
                 ranks = keeping.ranks(batch, self.keep, self.quality, self.sources)
                 weight = removal.weights(batch, self.size_column)
-                rows = [keys[:, 0], keys[:, 1], address, weight, *ranks]
+                rows = [keys[:, 0], keys[:, 1], address, removal.source_hashes(batch), weight]
+                rows += [np.full(len(batch), _NEW), *ranks]
                 spread.add(
                     pa.table([pa.array(column) for column in rows], schema=self._schema()),
                     exchange.bucket_of(keys[:, 0], task["buckets"]),
                 )
                 first += len(batch)
-        return {"rows": spread.index}
+                removal.count_sources(batch, sources)
+        return {"rows": spread.index, "sources": sources}
 
     def choose(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
         """Reduce: of each group of equal hashes the first by rank stays; decisions are spread by partition."""
-
-        def tables() -> Iterator[dict[str, np.ndarray]]:
-            for table in exchange.merge_sorted(
-                task["rows"], task["bucket"], self._schema(), "key", memory_bytes=work.memory_bytes
-            ):
-                rows = {name: table.column(name).to_numpy() for name in table.column_names}
-                order = np.lexsort(
-                    (rows["address"], *(rows[n] for n in reversed(self._order())), rows["low"], rows["key"])
-                )
-                yield {name: values[order] for name, values in rows.items()}
-
-        best = self._best_of_split_groups(tables())
-        with exchange.Spread(
-            work.path("decisions.arrow"), removal.DECISION, task["partitions"], memory_bytes=work.memory_bytes
-        ) as spread:
-            for rows in tables():
+        best = self._best_of_split_groups(self._groups(task, work))
+        removed: dict[str, int] = {}
+        memory = work.memory_bytes // (1 if self.index is None else 2)
+        spread = exchange.Spread(
+            work.path("decisions.arrow"), removal.DECISION, task["partitions"], memory_bytes=memory
+        )
+        added = exchange.Spread(
+            self._added_path(task, work), INDEXED, indexing.BUCKETS, sort_by=["key"], memory_bytes=memory
+        )
+        with spread, added:
+            for rows in self._groups(task, work):
                 work.progress(len(rows["key"]))
                 changed = (rows["key"][1:] != rows["key"][:-1]) | (rows["low"][1:] != rows["low"][:-1])
                 starts = np.flatnonzero(np.r_[True, changed])
@@ -128,15 +178,55 @@ class Exact(Corpus):
                         kept["address"][g], kept["id_high"][g], kept["id_low"][g], size[g] = whole[-4:]
                         counts[g] = 2
                 stays = rows["address"] == kept["address"][group]
-                at = np.flatnonzero(counts[group] > 1)
+                old = indexing.is_old(rows["address"])
+                removed = removal.sum_counts([removed, removal.removed_by_source(rows["source"][~stays & ~old])])
+                if self.index is not None:
+                    self._add(added, task, {name: values[stays & ~old] for name, values in rows.items()})
+                at = np.flatnonzero((counts[group] > 1) & ~old)
                 partition, row = removal.split(rows["address"][at])
                 match = keeping.id_bytes(kept["id_high"][group[at]], kept["id_low"][group[at]])
                 ones = np.ones(len(at), np.float32)
                 spread.add(removal.decision_table(row, ~stays[at], match, ones, size[group[at]]), partition)
-        return {"decisions": spread.index}
+        return {"decisions": spread.index, "removed": removed, "added": added.index}
+
+    def _groups(self, task: dict[str, Any], work: Work) -> Iterator[dict[str, np.ndarray]]:
+        """The rows of a bucket in order of hash and rank, those of the index that have the same hash among them."""
+        names = self._schema().names
+        for table in exchange.merge_sorted(
+            task["rows"], task["bucket"], self._schema(), "key", memory_bytes=work.memory_bytes
+        ):
+            parts = [{name: table.column(name).to_numpy() for name in names}]
+            for old in indexing.matches(task["earlier"], parts[0]["key"]):
+                known = {name: old.column(name).to_numpy() for name in INDEXED.names}
+                known["snapshot"] = indexing.snapshot_of(known["address"])
+                nothing = np.zeros(len(old), np.int64)
+                parts.append({name: known.get(name, nothing).astype(parts[0][name].dtype) for name in names})
+            rows = {name: np.concatenate([part[name] for part in parts]) for name in names}
+            ranks = (rows[name] for name in reversed(self._order()))
+            order = np.lexsort((rows["address"], *ranks, rows["low"], rows["key"]))
+            yield {name: values[order] for name, values in rows.items()}
+
+    def _added_path(self, task: dict[str, Any], work: Work) -> str:
+        if self.index is None:
+            return work.path("added.arrow")  # never written
+        folder = indexing.part_folder(storage.absolute(self.index), task["number"], str(self.snapshot))
+        return storage.join(folder, f"keys-{work.attempt}.arrow")
+
+    def _add(self, added: exchange.Spread, task: dict[str, Any], rows: dict[str, np.ndarray]) -> None:
+        """The documents that stay, one of each group, for later snapshots."""
+        serial = (task["bucket"] << 30) + added.rows + np.arange(len(rows["key"]))
+        columns = [
+            rows["key"],
+            rows["low"],
+            indexing.old_address(task["number"], serial),
+            rows["id_high"],
+            rows["id_low"],
+        ]
+        table = pa.table([pa.array(column) for column in columns], schema=INDEXED)
+        added.add(table, exchange.bucket_of(rows["key"], indexing.BUCKETS))
 
     def _order(self) -> list[str]:
-        return [field.name for field in keeping.rank_schema(self.keep)]
+        return ["snapshot", *(field.name for field in keeping.rank_schema(self.keep))]
 
     def _best_of_split_groups(self, tables: Iterator[dict[str, np.ndarray]]) -> dict[tuple[int, int], tuple[int, ...]]:
         """Groups that no single table holds whole: (key, low) -> (…rank, address, id_high, id_low, size)."""
@@ -172,12 +262,13 @@ class Exact(Corpus):
         )
 
 
-def url_keys(batch: pa.RecordBatch, address: np.ndarray) -> np.ndarray:
-    """128 bits (uint64 [n, 2]) of each URL's `page_key`; a document without a URL gets its own address."""
+def url_keys(batch: pa.RecordBatch, address: np.ndarray, snapshot: str = "") -> np.ndarray:
+    """128 bits (uint64 [n, 2]) of each URL's `page_key`; a document without a URL has its own, in every snapshot."""
     from pipeline.crawl.url import page_key
     from pipeline.kernels.hashing import content_hashes
 
     names = [
-        page_key(url) if url else f"none {place}" for url, place in zip(batch["url"].to_pylist(), address, strict=True)
+        page_key(url) if url else f"none {place} {snapshot}"
+        for url, place in zip(batch["url"].to_pylist(), address, strict=True)
     ]
     return content_hashes(*string_buffers(pa.array(names, pa.large_string())))

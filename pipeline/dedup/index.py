@@ -1,10 +1,10 @@
-"""A persistent index of near-duplicates: each new snapshot is deduplicated against all earlier ones.
+"""A persistent index: each new snapshot is deduplicated against all earlier ones.
 
-The index is a folder. Every snapshot adds the documents that stayed: their band keys, sorted, and for each document a
-record with its rank, its bands and what it is compared by. One JSON object per snapshot, created at the end and only
-once, names the files; a run that dies leaves nothing that is read. A new snapshot reads the keys of the earlier ones in
-order, beside its own, and the records of those documents alone that share a key with a new one. Texts of earlier
-snapshots are never read again.
+The index is a folder. Every snapshot adds the documents that stayed: their keys, sorted (of bands, contents, URLs,
+lines), and where near-duplicates are looked for, a record of each document with its rank, its bands and what it is
+compared by. One JSON object per snapshot, created at the end and only once, names the files; a run that dies leaves
+nothing that is read. A new snapshot reads the keys of the earlier ones in order, beside its own, and the records of
+those documents alone that share a key with a new one. Texts of earlier snapshots are never read again.
 
     INDEX/snapshots/00003-2024-10.json   {"number", "name", "settings", "bands": exchange index, "records": files}
     INDEX/00003-2024-10/…                the files
@@ -82,14 +82,28 @@ def earlier(folder: str, name: str, settings: dict[str, Any]) -> list[dict[str, 
     return found
 
 
-def commit(folder: str, name: str, number: int, settings: dict[str, Any], published: list[dict[str, Any]]) -> None:
-    """Add a snapshot to the index; nothing happens when it was added before."""
+def check_names(index: str | None, snapshot: str | None, step: str) -> None:
+    """Refuse an index without a name for these documents in it, and the name alone. Raises RecipeError."""
+    if (index is None) != (snapshot is None):
+        raise RecipeError(f"{step}: index and snapshot need each other: the folder, and a name for this part")
+
+
+def part_folder(folder: str, number: int, name: str) -> str:
+    """Where the files of a snapshot are."""
+    return storage.join(folder, f"{number:05d}-{name}")
+
+
+def commit(
+    folder: str, name: str, number: int, settings: dict[str, Any], published: list[dict[str, Any]], *, rows: int = 0
+) -> None:
+    """Add a snapshot of `rows` documents to the index; nothing happens when it was added before."""
     snapshot = {
         "number": number,
         "name": name,
         "settings": settings,
         "bands": [result["bands"] for result in published],
         "records": [result["records"] for result in published],
+        "rows": rows,
     }
     path = storage.join(folder, "snapshots", f"{number:05d}-{name}.json")
     storage.put_if_absent(path, json.dumps(snapshot).encode())
@@ -157,7 +171,7 @@ def records(snapshot: dict[str, Any], touched: pa.Table) -> Iterator[tuple[int, 
 
 def publish(task: dict[str, Any], work: Work, removed_rows: np.ndarray) -> dict[str, Any]:
     """Map: write the records and keys of the documents of a partition that stay into the index's folder."""
-    folder = storage.join(task["index"], f"{task['number']:05d}-{task['name']}")
+    folder = part_folder(task["index"], task["number"], task["name"])
     stem = f"{task['partition']:06d}-{work.attempt}"
     gone = set(removed_rows.tolist())
     place = 0

@@ -12,7 +12,6 @@ Broder 1997; LSH bands as in FineWeb (arXiv 2406.17557: word 5-grams, 14 bands o
 from __future__ import annotations
 
 import itertools
-import logging
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -107,10 +106,7 @@ class Minhash(Corpus):
         keeping.check(self.keep, self.quality, self.sources, self.step_name())
         if self.template_share is not None and (self.verify is None or self.index is not None):
             raise RecipeError(f"{self.step_name()}: template_share needs verify, and goes with no index: shares change")
-        if (self.index is None) != (self.snapshot is None):
-            raise RecipeError(
-                f"{self.step_name()}: index and snapshot need each other: the folder, and a name for this part"
-            )
+        indexing.check_names(self.index, self.snapshot, self.step_name())
         self._earlier()
 
     def input_identity(self) -> list[Any]:
@@ -205,13 +201,10 @@ class Minhash(Corpus):
         decisions = [result["decisions"] for result in chosen]
         if self.index is not None:
             self._publish(stage, signed, decisions, len(earlier))
-        removed = removal.sum_counts(result["removed"] for result in chosen)
-        sources = removal.losses(removal.sum_counts(result["sources"] for result in signed), removed)
-        alarms = removal.alarms(sources, self.alarm_share)
-        for alarm in alarms:
-            logging.getLogger(__name__).warning("%s: %s", self.step_name(), alarm)
-        saved = exchange.save(stage.folder, "decisions", decisions)
-        return {"decisions": saved, "sources": sources, "alarms": alarms}
+        account = removal.account(
+            self.step_name(), [r["sources"] for r in signed], [r["removed"] for r in chosen], self.alarm_share
+        )
+        return {"decisions": exchange.save(stage.folder, "decisions", decisions), **account}
 
     def _publish(
         self, stage: StageRun, signed: list[dict[str, Any]], decisions: list[dict[str, Any]], number: int

@@ -6,6 +6,7 @@ go through the exchange with the partition as their bucket; `carry_out` applies 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -188,6 +189,26 @@ def sum_counts(counts: Iterable[dict[str, int]]) -> dict[str, int]:
         for name, count in part.items():
             total[name] = total.get(name, 0) + count
     return dict(sorted(total.items()))
+
+
+def removed_by_source(source: np.ndarray) -> dict[str, int]:
+    """How many removed documents each hash of a source has, as JSON can say it."""
+    hashes, count = np.unique(source, return_counts=True)
+    return {str(s): int(n) for s, n in zip(hashes.tolist(), count.tolist(), strict=True)}
+
+
+def account(
+    name: str, documents: Iterable[dict[str, int]], removed: Iterable[dict[str, int]], alarm_share: float
+) -> dict[str, Any]:
+    """What each source lost, and a warning for each that lost more than its share: {"sources", "alarms"}.
+
+    documents: {source: n} of each map task; removed: {hash of a source: n} of each reduce task.
+    """
+    by_source = losses(sum_counts(documents), sum_counts(removed))
+    found = alarms(by_source, alarm_share)
+    for alarm in found:
+        logging.getLogger(__name__).warning("%s: %s", name, alarm)
+    return {"sources": by_source, "alarms": found}
 
 
 def losses(documents: dict[str, int], removed: dict[str, int]) -> dict[str, dict[str, int]]:

@@ -73,7 +73,7 @@ class Substring(Corpus):
                 for b in exchange.filled(spread)
             ],
         )
-        return {"repeated": [result["repeated"] for result in repeated]}
+        return {"repeated": exchange.save(stage.folder, "repeated", [result["repeated"] for result in repeated])}
 
     def windows(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
         """Map: the hash of every window of every document, spread by hash."""
@@ -144,7 +144,7 @@ class Substring(Corpus):
         return least
 
     def decisions(self, decided: dict[str, Any], partition: int) -> pa.Table | None:
-        table = exchange.collect(decided["repeated"], partition, REPEATED)
+        table = exchange.collect(exchange.load(decided["repeated"], partition), partition, REPEATED)
         return table.sort_by([("row", "ascending"), ("place", "ascending")]) if table.num_rows else None
 
     def apply(

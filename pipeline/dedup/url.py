@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from pydantic import Field
 
+from pipeline.dedup import index as indexing
 from pipeline.dedup import keep as keeping
 from pipeline.dedup import removal
 from pipeline.dedup.exact import Exact
@@ -31,9 +32,21 @@ class Url(Corpus):
     sources: list[str] = Field(default=[], description="for keep: [source]; most preferred first")
     scope: str | None = Field(None, description="compare only documents with equal values of this column")
     size_column: str | None = Field("cluster_size", description="column for the number of copies a document stands for")
+    index: str | None = Field(
+        None, description="folder of an index: the documents in it stay, and what stays here joins them"
+    )
+    snapshot: str | None = Field(
+        None, description="name of these documents in the index; a rerun under it adds nothing"
+    )
+    alarm_share: float = Field(0.75, gt=0, le=1, description="warn when a source loses more than this share")
 
     def check(self) -> None:
         keeping.check(self.keep, self.quality, self.sources, self.step_name())
+        indexing.check_names(self.index, self.snapshot, self.step_name())
+        self._exact().earlier()
+
+    def input_identity(self) -> list[Any]:
+        return self._exact().input_identity()
 
     def _exact(self) -> Exact:
         return Exact(compare="url", **self.model_dump())

@@ -1,3 +1,5 @@
+# mypy: disable-error-code="assignment,arg-type,return-value,call-arg,var-annotated"
+# Inside kernels a number is now an int, now a NumPy scalar; numba types them itself.
 """Normal forms of texts and lines over Arrow buffers, counts of equal lines, and their removal."""
 
 from __future__ import annotations
@@ -8,16 +10,21 @@ import unicodedata
 import numba
 import numpy as np
 
-from pipeline.kernels.hashing import mix64
 from pipeline.kernels.minhash import SEPARATOR, SINGLE, decode, unit_tables
+from pipeline.kernels.wide import bits_set, copy_bytes, folded, load8, lowest_bit, where_equal
 
 _U = np.uint64
 _W = np.uint32
 _B = np.uint8
 _CODE_POINTS = 0x33480
+_PIECE = 1 << 16
 _DROPPED = 0xFFFFFFFF
 _EACH_01 = np.uint64(0x0101010101010101)
 _EACH_80 = np.uint64(0x8080808080808080)
+_ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
+_SPACES = np.uint64(0x2020202020202020)
+_KEY_SEED = np.uint64(0xA0761D6478BD642F)
+_KEY_LEFT = np.uint64(0xFFE7037ED1A0B428)  # begins with a byte that is in no text, so that no product is 0 at will
 
 _CCNET_PUNCTUATION = "，。、„”“«»１」「《》´∶：？！（）；–—．～’…━〈〉【】％►"
 """What CCNet (arXiv 1911.00359) takes out of a line before it compares, besides what cannot be printed."""
@@ -96,6 +103,12 @@ def _is_space(letter: np.uint32, spaces: np.ndarray) -> np.bool_:
 
 @numba.njit(cache=True, nogil=True)
 def _stripped(data: np.ndarray, start: int, end: int, spaces: np.ndarray) -> tuple:  # type: ignore[type-arg]
+    while start < end and data[start] < _B(0x80) and spaces[data[start]]:
+        start += 1
+    while end > start and data[end - 1] < _B(0x80) and spaces[data[end - 1]]:
+        end -= 1
+    if start == end or (data[start] < _B(0x80) and data[end - 1] < _B(0x80)):
+        return start, end
     while start < end:
         letter, width = decode(data, start, end)
         if not _is_space(letter, spaces):
@@ -113,10 +126,13 @@ def _stripped(data: np.ndarray, start: int, end: int, spaces: np.ndarray) -> tup
 
 
 @numba.njit(cache=True, nogil=True)
-def _rewritten(data: np.ndarray, start: int, end: int, table: np.ndarray, scratch: np.ndarray) -> int:
+def _rewritten(data: np.ndarray, start: int, end: int, raw: bool, table: np.ndarray, scratch: np.ndarray) -> int:
     """The normal form of data[start:end] into scratch; its length. For lines that are not plain ASCII."""
     used = 0
     i = start
+    if raw:
+        copy_bytes(scratch, 0, data, start, end - start)
+        return end - start
     while i < end:
         letter, width = decode(data, i, end)
         i += width
@@ -132,29 +148,6 @@ def _rewritten(data: np.ndarray, start: int, end: int, table: np.ndarray, scratc
             scratch[used + 3] = _B(letter & _W(0x3F))
             used += 4
     return used
-
-
-@numba.njit(cache=True, nogil=True)
-def _key_of(words: np.ndarray, scratch: np.ndarray, used: int, salt: np.uint64) -> np.uint64:
-    """64-bit hash of scratch[:used], which is `words` seen as bytes; never 0."""
-    for j in range(used, (used + 7) // 8 * 8):
-        scratch[j] = _B(0)
-    h = salt ^ (_U(used) * _U(0xC6A4A7935BD1E995))
-    for j in range((used + 7) // 8):
-        k = words[j] * _U(0xC6A4A7935BD1E995)
-        k ^= k >> _U(47)
-        h = (h ^ (k * _U(0xC6A4A7935BD1E995))) * _U(0xC6A4A7935BD1E995)
-    return max(mix64(h), _U(1))
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def _eight(data: np.ndarray, i: int) -> np.uint64:
-    """data[i : i + 8] as one little-endian number; the compiler makes one load of it."""
-    i = _U(i)  # an unsigned index needs no check for a negative one
-    low = _U(data[i]) | _U(data[i + _U(1)]) << _U(8) | _U(data[i + _U(2)]) << _U(16) | _U(data[i + _U(3)]) << _U(24)
-    i += _U(4)
-    high = _U(data[i]) | _U(data[i + _U(1)]) << _U(8) | _U(data[i + _U(2)]) << _U(16) | _U(data[i + _U(3)]) << _U(24)
-    return low | high << _U(32)
 
 
 @numba.njit(cache=True, nogil=True, inline="always")
@@ -173,35 +166,133 @@ def _plain(x: np.uint64) -> np.uint64:
     return (x | upper >> _U(2)) & ~digit
 
 
-@numba.njit(cache=True, nogil=True)
-def _plain_key(data: np.ndarray, first: int, last: int, raw: bool, salt: np.uint64) -> np.uint64:
-    """`_key_of` the line's normal form, without writing it anywhere; 0 when it is not all printable ASCII."""
-    h = salt ^ (_U(last - first) * _U(0xC6A4A7935BD1E995))
+@numba.njit(cache=True, nogil=True, inline="always")
+def _first_bytes(x: np.uint64, count: int) -> np.uint64:
+    """The first `count` of eight bytes, 0 behind them."""
+    return x & (_U(0xFFFFFFFFFFFFFFFF) >> _U(64 - 8 * count)) if count > 0 else _U(0)
+
+
+@numba.njit(cache=True, nogil=True, inline="always")
+def _key_of(data: np.ndarray, first: int, last: int, plain: bool, salt: np.uint64) -> np.uint64:
+    """64-bit hash of data[first:last], never 0, after Wang Yi's wyhash: 16 bytes a step, folded products.
+
+    With `plain` it is the hash of CCNet's normal form, without writing that anywhere; 0 when the bytes are not all
+    printable ASCII. 15 bytes behind `last` may be looked at and do not count.
+    """
+    h = salt ^ _KEY_SEED
     odd = _U(0)
     i = first
-    while i + 8 <= last:
-        x = _eight(data, i)
-        if not raw:
-            odd |= _odd(x)
-            x = _plain(x)
-        k = x * _U(0xC6A4A7935BD1E995)
-        k ^= k >> _U(47)
-        h = (h ^ (k * _U(0xC6A4A7935BD1E995))) * _U(0xC6A4A7935BD1E995)
-        i += 8
-    if i < last:
-        x = _U(0)
-        if i + 8 <= len(data):
-            x = _eight(data, i) & ((_U(1) << _U(8 * (last - i))) - _U(1))
-        else:
-            for j in range(i, last):
-                x |= _U(data[j]) << _U(8 * (j - i))
-        if not raw:
-            odd |= _odd(x | _U(0x2020202020202020) & ~((_U(1) << _U(8 * (last - i))) - _U(1)))
-            x = _plain(x)
-        k = x * _U(0xC6A4A7935BD1E995)
-        k ^= k >> _U(47)
-        h = (h ^ (k * _U(0xC6A4A7935BD1E995))) * _U(0xC6A4A7935BD1E995)
-    return _U(0) if odd else max(mix64(h), _U(1))
+    while last - i > 16:
+        x, y = load8(data, i), load8(data, i + 8)
+        if plain:
+            odd |= _odd(x) | _odd(y)
+            x, y = _plain(x), _plain(y)
+        h = folded(x ^ _KEY_LEFT, y ^ h)
+        i += 16
+    rest = last - i
+    x = _first_bytes(load8(data, i), min(rest, 8))
+    y = _first_bytes(load8(data, i + 8), max(rest - 8, 0))
+    if plain:
+        odd |= _odd(x | ~_first_bytes(_ALL, min(rest, 8)) & _SPACES)
+        odd |= _odd(y | ~_first_bytes(_ALL, max(rest - 8, 0)) & _SPACES)
+        x, y = _plain(x), _plain(y)
+    h = folded(x ^ _KEY_LEFT, y ^ h)
+    h = folded(h ^ _KEY_SEED, _U(last - first) ^ _KEY_LEFT)
+    return _U(0) if odd else max(h, _U(1))
+
+
+@numba.njit(cache=True, nogil=True)
+def _line_breaks(data: np.ndarray, start: int, end: int, out: np.ndarray) -> int:
+    """Where the newlines of data[start:end] are. How many. `out` has room for 64 more than there can be."""
+    used = 0
+    while start < end and start + 64 <= len(data):
+        found = where_equal(data, start, _B(10))
+        if end - start < 64:
+            found &= (_U(1) << _U(end - start)) - _U(1)
+        count = bits_set(found)
+        # Three are written whether there are as many or not, so that no branch has to be guessed for each line.
+        to = _U(used)
+        for i in range(3):
+            out[to + _U(i)] = start + lowest_bit(found)
+            found &= found - _U(1)
+        i = 3
+        while i < count:
+            out[to + _U(i)] = start + lowest_bit(found)
+            found &= found - _U(1)
+            i += 1
+        used += count
+        start += 64
+    for j in range(start, end):
+        if data[j] == _B(10):
+            out[used] = j
+            used += 1
+    return used
+
+
+@numba.njit(cache=True, nogil=True)
+def _rewritten_key(
+    data: np.ndarray,
+    first: int,
+    last: int,
+    raw: bool,
+    table: np.ndarray,
+    scratch: np.ndarray,
+    salt: np.uint64,
+) -> np.uint64:
+    """The key of a line of which the normal form has to be written down; 0 when nothing is left of it."""
+    used = _rewritten(data, first, last, raw, table, scratch)
+    return _key_of(scratch, 0, used, False, salt) if used > 0 else _U(0)
+
+
+@numba.njit(cache=True, nogil=True)
+def _keys_of_rows(
+    row: int,
+    line: int,
+    offsets: np.ndarray,
+    data: np.ndarray,
+    raw: bool,
+    table: np.ndarray,
+    spaces: np.ndarray,
+    salt: np.ndarray,
+    shortest: int,
+    scratch: np.ndarray,
+    breaks: np.ndarray,
+    keys: np.ndarray,
+    stops: np.ndarray,
+    ends: np.ndarray,
+) -> int:
+    """From row `row` on, as many rows as there is room for in `keys`: the first that is not done."""
+    while row < len(offsets) - 1:
+        start, end = offsets[row], offsets[row + 1]
+        piece = start  # newlines are looked for in pieces, so that the list of them is short
+        while start <= end:
+            piece_end = min(piece + len(breaks) - 64, end)
+            found = _line_breaks(data, piece, piece_end, breaks)
+            piece = piece_end
+            if piece_end == end:
+                breaks[found] = end
+                found += 1
+            if line + found > len(keys):
+                return row
+            for n in range(found):
+                stop = breaks[_U(n)]
+                first, last = start, stop
+                while first < last and data[_U(first)] == _B(32):
+                    first += 1
+                if first < last and not (_B(32) < data[_U(first)] < _B(127) and _B(32) < data[_U(last - 1)] < _B(127)):
+                    first, last = _stripped(data, first, last, spaces)
+                key = _U(0)
+                if last - first >= shortest:
+                    if last + 16 <= len(data):
+                        key = _key_of(data, first, last, not raw, salt[row])
+                    if key == _U(0):
+                        key = _rewritten_key(data, first, last, raw, table, scratch, salt[row])
+                keys[_U(line)], stops[_U(line)] = key, stop
+                line += 1
+                start = stop + 1
+        row += 1
+        ends[row] = line
+    return row
 
 
 @numba.njit(cache=True, nogil=True)
@@ -213,86 +304,44 @@ def _line_keys(
     spaces: np.ndarray,
     salt: np.ndarray,
     shortest: int,
-    breaks: np.ndarray,
 ) -> tuple:  # type: ignore[type-arg]
-    """`breaks`: the index of every newline in data[offsets[0] : offsets[-1]], then one behind the end."""
     rows = len(offsets) - 1
     longest = 0
     for i in range(rows):
         longest = max(longest, offsets[i + 1] - offsets[i])
-    words = np.empty(longest // 4 + 2, np.uint64)  # a letter of 2 bytes becomes 4
-    scratch = words.view(np.uint8)
-    keys = np.empty(len(breaks) - 1 + rows, np.uint64)
+    scratch = np.zeros(2 * longest + 24, np.uint8)  # a letter of 2 bytes becomes 4; 16 are read at once
+    room = rows + (offsets[rows] - offsets[0]) // 32 + 16
+    keys, stops = np.empty(room, np.uint64), np.empty(room, np.int64)
     ends = np.zeros(rows + 1, np.int64)
-    line = 0
-    at = 0
-    for row in range(rows):
-        start = offsets[row]
-        end = offsets[row + 1]
-        while start <= end:
-            stop = end
-            if breaks[at] < end:
-                stop = breaks[at]
-                at += 1
-            first, last = start, stop
-            if stop > start and not (_B(32) < data[start] < _B(127) and _B(32) < data[stop - 1] < _B(127)):
-                first, last = _stripped(data, start, stop, spaces)
-            used = last - first
-            key = _U(0)
-            if used >= shortest:
-                key = _plain_key(data, first, last, raw, salt[row])
-                if key == _U(0):
-                    used = _rewritten(data, first, last, table, scratch)
-                    if used > 0:
-                        key = _key_of(words, scratch, used, salt[row])
-            keys[line] = key
-            line += 1
-            start = stop + 1
-        ends[row + 1] = line
-    return keys, ends
+    breaks = np.empty(_PIECE + 64, np.int64)
+    row = 0
+    while row < rows:
+        row = _keys_of_rows(
+            row, ends[row], offsets, data, raw, table, spaces, salt, shortest, scratch, breaks, keys, stops, ends
+        )
+        if row < rows:
+            room *= 2
+            keys, stops = _longer(keys, room), _longer(stops, room)
+    return keys[: ends[rows]], stops[: ends[rows]], ends
 
 
 @numba.njit(cache=True, nogil=True)
-def line_breaks(offsets: np.ndarray, data: np.ndarray) -> np.ndarray:
-    """The index of every newline between the first and the last offset, then one behind the end (int64)."""
-    begin, end = offsets[0], offsets[-1]
-    inside = data[begin:end]
-    count = 0
-    for j in range(len(inside)):
-        count += inside[_U(j)] == _B(10)
-    out = np.empty(count + 1, np.int64)
-    used = 0
-    words = data[: len(data) // 8 * 8].view(np.uint64)
-    first, last = min(end, (begin + 7) // 8 * 8), end // 8 * 8
-    for j in range(begin, first):
-        if data[j] == _B(10):
-            out[used] = j
-            used += 1
-    for w in range(first // 8, last // 8):  # eight bytes at once: a byte of x is 0 where there is a newline
-        x = words[_U(w)] ^ _U(0x0A0A0A0A0A0A0A0A)
-        if (x - _U(0x0101010101010101)) & ~x & _U(0x8080808080808080) != _U(0):
-            for j in range(8 * w, 8 * w + 8):
-                if data[j] == _B(10):
-                    out[used] = j
-                    used += 1
-    for j in range(max(first, last), end):
-        if data[j] == _B(10):
-            out[used] = j
-            used += 1
-    out[count] = end + 1
+def _longer(values: np.ndarray, room: int) -> np.ndarray:
+    out = np.empty(room, values.dtype)
+    out[: len(values)] = values
     return out
 
 
 def line_keys(
     offsets: np.ndarray, data: np.ndarray, *, normalise: str, salt: np.ndarray, min_bytes: int = 1
-) -> tuple[np.ndarray, np.ndarray]:
-    """A 64-bit key for each line of each string: (keys uint64 [lines], offsets int64 [n + 1] into them).
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each line of each string a 64-bit key: (keys uint64 [lines], where each stops in data, offsets int64 [n + 1]).
 
     Lines are what lies between "\n"; equal keys mean equal normal forms under equal `salt` (uint64 [n]). A blank line,
-    one without anything comparable, and one of less than `min_bytes` bytes has key 0. Two passes over the bytes.
+    one without anything comparable, and one of less than `min_bytes` bytes has key 0. One pass over the bytes.
     """
     tables = line_table(normalise), line_spaces()
-    return _line_keys(offsets, data, normalise == "raw", *tables, salt, max(1, min_bytes), line_breaks(offsets, data))
+    return _line_keys(offsets, data, normalise == "raw", *tables, salt, max(1, min_bytes))  # type: ignore[no-any-return]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -313,104 +362,3 @@ def combine(keys: np.ndarray, counts: np.ndarray, address: np.ndarray, line: np.
             line[used] = line[i]
             used += 1
     return used
-
-
-@numba.njit(cache=True, nogil=True)
-def open_table(keys: np.ndarray, address: np.ndarray, line: np.ndarray, size: int) -> tuple:  # type: ignore[type-arg]
-    """The rows as an open-addressing table of `size` slots (a power of 2, at least twice the rows); key 0 is empty."""
-    slots = np.zeros(size, np.uint64)
-    where = np.zeros(size, np.uint64)
-    number = np.zeros(size, np.uint32)
-    mask = _U(size - 1)
-    for i in range(len(keys)):
-        slot = keys[i] & mask
-        while slots[slot] != _U(0):
-            slot = (slot + _U(1)) & mask
-        slots[slot] = keys[i]
-        where[slot] = address[i]
-        number[slot] = line[i]
-    return slots, where, number
-
-
-@numba.njit(cache=True, nogil=True)
-def _without_lines(
-    offsets: np.ndarray,
-    data: np.ndarray,
-    keys: np.ndarray,
-    line_offsets: np.ndarray,
-    slots: np.ndarray,
-    where: np.ndarray,
-    number: np.ndarray,
-    address: np.ndarray,
-    keep_first: bool,
-    breaks: np.ndarray,
-) -> tuple:  # type: ignore[type-arg]
-    rows = len(offsets) - 1
-    out = np.empty(offsets[rows] - offsets[0], np.uint8)
-    ends = np.zeros(rows + 1, np.int64)
-    removed = np.zeros(rows, np.int64)
-    left = np.zeros(rows, np.int64)
-    mask = _U(len(slots) - 1)
-    used = 0
-    at = 0
-    for row in range(rows):
-        start = offsets[row]
-        end = offsets[row + 1]
-        run = np.int64(-1)  # where the lines begin that are to be copied together
-        any_line = False
-        for n in range(line_offsets[row + 1] - line_offsets[row]):
-            stop = end
-            if breaks[at] < end:
-                stop = breaks[at]
-                at += 1
-            key = keys[line_offsets[row] + n]
-            goes = False
-            if key != _U(0):
-                slot = key & mask
-                while slots[slot] != _U(0) and slots[slot] != key:
-                    slot = (slot + _U(1)) & mask
-                goes = slots[slot] == key
-                if goes and keep_first and where[slot] == address[row] and number[slot] == n:
-                    goes = False
-            if goes:
-                removed[row] += 1
-                if run >= 0:
-                    length = start - 1 - run
-                    out[used : used + length] = data[run : run + length]
-                    used += length
-                    run = np.int64(-1)
-            else:
-                left[row] += 1 if key != _U(0) else 0
-                if run < 0:
-                    if any_line:
-                        out[used] = _B(10)
-                        used += 1
-                    run = start
-                    any_line = True
-            start = stop + 1
-        if run >= 0:
-            length = end - run
-            out[used : used + length] = data[run:end]
-            used += length
-        ends[row + 1] = used
-    return ends, out[:used], removed, left
-
-
-def without_lines(
-    offsets: np.ndarray,
-    data: np.ndarray,
-    keys: np.ndarray,
-    line_offsets: np.ndarray,
-    slots: np.ndarray,
-    where: np.ndarray,
-    number: np.ndarray,
-    address: np.ndarray,
-    keep_first: bool,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """The strings without the lines whose key is in the table: (offsets, bytes, lines removed [n], lines left [n]).
-
-    With `keep_first` the occurrence at the table's (address, line) stays; `address` uint64 [n] are the rows'. Lines
-    that stay beside each other are copied together. One pass over the keys, one over the bytes.
-    """
-    breaks = line_breaks(offsets, data)
-    return _without_lines(offsets, data, keys, line_offsets, slots, where, number, address, keep_first, breaks)

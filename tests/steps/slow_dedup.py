@@ -8,6 +8,8 @@ from typing import Any
 from pipeline.dedup.exact import Exact
 from pipeline.dedup.lines import Lines
 from pipeline.dedup.minhash import Minhash
+from pipeline.dedup.substring import Substring
+from pipeline.dedup.url import Url
 from pipeline.step import Work
 
 DELAY_S = 0.1
@@ -28,6 +30,13 @@ class SlowExact(Exact):
     choose = _slow(Exact.choose)
 
 
+class SlowUrl(Url):
+    """Url, slowly."""
+
+    hashes = _slow(Url.hashes)
+    choose = _slow(Url.choose)
+
+
 class SlowMinhash(Minhash):
     """Minhash, slowly."""
 
@@ -45,3 +54,10 @@ class SlowLines(Lines):
 
     lines = _slow(Lines.lines)
     count = _slow(Lines.count)
+
+
+class SlowSubstring(Substring):
+    """Substring, slowly."""
+
+    windows = _slow(Substring.windows)
+    repeats = _slow(Substring.repeats)

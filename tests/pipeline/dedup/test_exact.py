@@ -105,3 +105,16 @@ def test_partitions_batches_and_order_change_nothing(dedup, docs, texts, partiti
     assert first["removed"] == second["removed"]
     assert set(first["kept"].column("text").to_pylist()) == set(texts)
     assert first["kept"].num_rows == len(set(texts))
+
+
+def test_a_source_that_loses_too_much_raises_the_alarm(dedup, docs, caplog):
+    table = docs(["copy"] * 5 + ["another"], source=["copies"] * 5 + ["fine"])
+    for memory in (1 << 30, 1 << 7):
+        decided = dedup(Exact(alarm_share=0.5), table, memory=memory)["decided"]
+        assert decided["sources"] == {
+            "copies": {"documents": 5, "removed": 4},
+            "fine": {"documents": 1, "removed": 0},
+        }
+        assert "source 'copies' lost 4 of 5" in decided["alarms"][0]
+    assert "dedup.exact: source 'copies' lost 4 of 5" in caplog.text
+    assert dedup(Exact(alarm_share=0.9), table)["decided"]["alarms"] == []

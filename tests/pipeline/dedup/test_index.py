@@ -9,7 +9,9 @@ import pyarrow.compute
 import pytest
 
 from cluster.errors import RecipeError
+from pipeline.dedup.exact import Exact
 from pipeline.dedup.minhash import Minhash
+from pipeline.dedup.url import Url
 
 WORDS = [f"w{i}" for i in range(2000)]
 
@@ -71,3 +73,32 @@ def test_an_index_made_with_other_settings_is_refused(dedup, docs, tmp_path):
         Minhash(index=str(tmp_path), snapshot="b", ngram=4).check()
     with pytest.raises(RecipeError, match="need each other"):
         Minhash(index=str(tmp_path)).check()
+
+
+@pytest.mark.parametrize("step", [Exact, Url])
+def test_five_snapshots_of_equal_documents_are_one_run_in_first_come_order(dedup, docs, tmp_path, step):
+    chance = random.Random(6)
+    texts = [f"text {chance.randrange(120)}" for _ in range(400)]
+    names = sorted(f"s{chance.randrange(5)}" for _ in texts)
+    urls = [chance.choice([None, f"http://www.e.org/{i % 90}", f"https://e.org/{i % 90}/#top"]) for i in range(400)]
+    table = docs(texts, source=names, url=urls, date=[chance.randrange(50) for _ in texts])
+    settings = {"keep": ["source", "newest"], "sources": [f"s{i}" for i in range(5)], "size_column": None}
+    whole = dedup(step(**settings), table)
+
+    kept, removed = [], {}
+    for number in range(5):
+        here = table.filter(pa.compute.equal(table.column("source"), f"s{number}"))
+        made = step(**settings, index=str(tmp_path / "index"), snapshot=f"s{number}")
+        for _ in range(2):  # doing it again gives the same and adds nothing
+            result = dedup(made, here, partitions=1 + number % 3, memory=1 << (30 if number % 2 else 9))
+        kept.append(result["kept"])
+        removed |= result["removed"]
+    assert len(list((tmp_path / "index" / "snapshots").iterdir())) == 5
+    assert {d: r[:2] for d, r in removed.items()} == {d: r[:2] for d, r in whole["removed"].items()}
+    assert pa.concat_tables(kept).sort_by("doc_id") == whole["kept"].sort_by("doc_id")
+    source_of = {i.to_bytes(16, "big"): name for i, name in enumerate(names)}
+    assert any(source_of[gone] != source_of[match] for gone, (_, match, _) in removed.items())
+    with pytest.raises(RecipeError, match="was made with other settings"):
+        step(**{**settings, "scope": "source"}, index=str(tmp_path / "index"), snapshot="s5").check()
+    with pytest.raises(RecipeError, match="need each other"):
+        step(snapshot="alone").check()

@@ -34,3 +34,9 @@ def test_documents_without_a_url_stay(dedup, docs):
 def test_what_means_another_page_is_another_page():
     pages = ["http://a/x", "http://a/X", "http://a/x?id=1", "http://b/x", "http://a/x/y", "http://a:81/x", "not a url"]
     assert len({page_key(url) for url in pages}) == len(pages)
+
+
+def test_a_source_that_loses_too_much_raises_the_alarm(dedup, docs, caplog):
+    table = docs(["a", "b", "c"], url=["http://e.org/x"] * 3, source=["copies"] * 3)
+    assert len(dedup(Url(alarm_share=0.5), table)["decided"]["alarms"]) == 1
+    assert "dedup.url: source 'copies' lost 2 of 3" in caplog.text
