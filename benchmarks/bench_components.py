@@ -1,9 +1,11 @@
 """Near-duplicate clusters of synthetic signatures: the edges and components phases alone, with their peak memory.
 
     python benchmarks/bench_components.py --documents 10000000 --memory 1GB
+    python benchmarks/bench_components.py --graphs --documents 1000000 --memory 16MB
 
 Each document has 14 random 64-bit band keys; 40 % of them share some keys with an earlier document. The phases run in
 one process under the given limit; with --rounds the components are found by rounds over files, as on many workers.
+With --graphs chains and stars of that many nodes are joined by rounds instead, and compared with scipy's components.
 """
 
 from __future__ import annotations
@@ -35,11 +37,13 @@ class Alone:
         self.folder, self.memory_bytes, self.step = folder, memory_bytes, step
         self.partitions: list[dict[str, Any]] = [{"index": 0}]
         self.workers = 1
+        self.phases: list[str] = []
 
     def fix(self, _: str, value: Any) -> Any:
         return value
 
     def map(self, phase: str, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        self.phases.append(phase)
         started = time.process_time()
         method = getattr(self.step, phase.partition("@")[0])
         out = [
@@ -53,13 +57,53 @@ class Alone:
         return out
 
 
+def graphs(nodes: int, memory: int) -> None:
+    """A chain in order, one in random order and a star: by rounds over files, and by scipy."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    chance = np.random.default_rng(0)
+    order = np.arange(nodes, dtype=np.uint64)
+    mixed = chance.permutation(order)
+    edges = {
+        "chain": (order[1:], order[:-1]),
+        "mixed chain": (mixed[1:], mixed[:-1]),
+        "star": (mixed[1:], np.full(nodes - 1, mixed[0])),
+    }
+    for name, (left, right) in edges.items():
+        folder = tempfile.mkdtemp(prefix="bench_components_")
+        stage = Alone(folder, memory, minhash.Minhash())
+        started = time.process_time()
+        with exchange.Spread(f"{folder}/edges.arrow", minhash.connect.EDGES, 1, memory_bytes=memory) as spread:
+            table = pa.table([pa.array(left), pa.array(right)], schema=minhash.connect.EDGES)
+            spread.add(table, np.zeros(len(left), np.int64))
+        labels = minhash.connect.components(stage, [spread.index])  # type: ignore[arg-type]
+        seconds = time.process_time() - started
+        rounds = sum(phase.startswith("large_star") for phase in stage.phases)
+        table = exchange.collect(labels, 0, minhash.connect.LABELS).sort_by("address")
+        ends = left.astype(np.int64), right.astype(np.int64)
+        _, label = connected_components(
+            coo_array((np.ones(len(left), bool), ends), shape=(nodes, nodes)), directed=False
+        )
+        least = np.full(label.max() + 1, nodes)
+        np.minimum.at(least, label, np.arange(nodes))
+        same = np.array_equal(table.column("address").to_numpy(), order)
+        same &= np.array_equal(table.column("root").to_numpy().astype(np.int64), least[label])
+        print(f"{name}: {nodes:,} nodes, {rounds} rounds, {seconds:.1f} CPU s, as scipy's: {same}", flush=True)
+        shutil.rmtree(folder)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--documents", type=int, default=10_000_000)
     parser.add_argument("--memory", default="1GB")
     parser.add_argument("--rounds", action="store_true", help="find the components by rounds, whatever fits")
+    parser.add_argument("--graphs", action="store_true", help="chains and stars beside scipy")
     args = parser.parse_args()
     memory = parse_bytes(args.memory)
+    if args.graphs:
+        graphs(args.documents, memory)
+        return
     folder = tempfile.mkdtemp(prefix="bench_components_")
     step = minhash.Minhash()
     stage = Alone(folder, memory, step)

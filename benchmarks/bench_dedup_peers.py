@@ -23,16 +23,24 @@ def shingles(text: str) -> list[str]:
     return [" ".join(words[i : i + 5]) for i in range(max(1, len(words) - 4))]
 
 
-def rensa(folder: str, documents: int) -> int:
-    """Signatures and LSH flags in Rust, one process; shingles in Python, as its README does it."""
+def rensa(folder: str, documents: int, chunk: int = 200_000) -> int:
+    """Signatures and LSH flags in Rust, one process; shingles in Python, as its README does it.
+
+    Beyond 200,000 documents in chunks against one growing index, because their shingles together need 20 bytes a byte.
+    """
     import numpy as np
     import rensa
 
     table = pq.read_table(folder + "/in").slice(0, documents)
-    sets = [shingles(text) for text in table.column("text").to_pylist()]
-    matrix = rensa.RMinHash.digest_matrix_from_token_sets(sets, 112, 1)
     lsh = rensa.RMinHashLSH(threshold=0.8, num_perm=112, num_bands=14)
-    flags = np.asarray(lsh.query_duplicate_flags_matrix_one_shot(matrix), bool)
+    flags = np.zeros(documents, bool)
+    for start in range(0, documents, chunk):
+        sets = [shingles(text) for text in table.column("text").slice(start, chunk).to_pylist()]
+        matrix = rensa.RMinHash.digest_matrix_from_token_sets(sets, 112, 1)
+        if documents <= chunk:
+            flags[:] = np.asarray(lsh.query_duplicate_flags_matrix_one_shot(matrix), bool)
+        else:
+            flags[start : start + chunk] = lsh.insert_matrix_and_query_duplicate_flags(matrix, start)
     pq.write_table(table.filter(pa.array(~flags)), folder + "/rensa.parquet", compression="zstd")
     return int(flags.sum())
 

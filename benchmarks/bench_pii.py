@@ -76,7 +76,8 @@ def phone(r: random.Random) -> str:
     return r.choice([
         f"+1 {area} {office} {line}", f"({area}) {office}-{line}", f"{area}-{office}-{line}", f"{area}.{office}.{line}",
         f"+44 20 {some(r, '345678', 4)} {line}", f"+49 30 {some(r, '123456789', 7)}",
-        f"+33 1 {some(r, '2345', 2)} 45 67 89",
+        f"+33 1 {some(r, '2345', 2)} 45 67 89", f"+1{area}{office}{line}", f"({area}){office}-{line}",
+        f"01 {some(r, '2345', 2)} 45 67 89", f"020 {some(r, '3478', 4)} {line}",
         f"010-{r.randrange(2, 9)}{some(r, DIGITS, 7)}", f"(021) {r.randrange(2, 9)}{some(r, DIGITS, 7)}",
         f"0755-{r.randrange(2, 9)}{some(r, DIGITS, 7)}", f"+86 10 {r.randrange(2, 9)}{some(r, DIGITS, 3)} {line}",
     ])  # fmt: skip
@@ -85,7 +86,16 @@ def phone(r: random.Random) -> str:
 def cn_mobile(r: random.Random) -> str:
     """Eleven digits, with or without the country code and separators."""
     head, a, b = f"1{r.choice('3456789')}{r.randrange(10)}", some(r, DIGITS, 4), some(r, DIGITS, 4)
-    return r.choice([f"{head}{a}{b}", f"{head}-{a}-{b}", f"{head} {a} {b}", f"+86 {head}{a}{b}", f"+86 {head} {a} {b}"])
+    return r.choice(
+        [
+            f"{head}{a}{b}",
+            f"{head}-{a}-{b}",
+            f"{head} {a} {b}",
+            f"+86 {head}{a}{b}",
+            f"+86 {head} {a} {b}",
+            f"0086{head}{a}{b}",
+        ]
+    )
 
 
 def cn_id(r: random.Random, wrong: bool = False) -> str:
@@ -127,7 +137,7 @@ def api_key(r: random.Random) -> str:
         ("AKIA", string.ascii_uppercase + DIGITS, 16), ("ghp_", ALNUM, 36), ("AIza", ALNUM + "-_", 35),
         ("sk-", ALNUM, 48), ("sk-proj-", ALNUM, 60), ("hf_", string.ascii_letters, 34),
         ("xoxb-" + some(r, DIGITS, 12) + "-", ALNUM, 24),
-        ("glpat-", ALNUM, 20), ("npm_", ALNUM, 36),
+        ("LTAI", ALNUM, 20), ("AKID", ALNUM, 32), ("sk_live_", ALNUM, 24), ("glpat-", ALNUM, 20), ("npm_", ALNUM, 36),
     ])  # fmt: skip
     return prefix + some(r, chars, size)
 
@@ -199,6 +209,9 @@ NEGATIVE: dict[str, Callable[[random.Random], str]] = {
     "DOIs": lambda r: f"doi:10.{some(r, '123456789', 4)}/{some(r, ALNUM, 6)}.{some(r, DIGITS, 7)}",
     "image names": lambda r: f"{some(r, LOWER, 5)}@{r.choice('23')}x.{r.choice(['png', 'jpg', 'webp'])}",
     "decorators": lambda r: f"@{some(r, LOWER, 6)}.{some(r, LOWER, 4)}",
+    "repositories": lambda r: f"git@{some(r, LOWER, 6)}.com:{some(r, LOWER, 5)}/{some(r, LOWER, 5)}.git",
+    "programs with versions": lambda r: f"{some(r, LOWER, 6)}/{r.randrange(130)}.0.{small(r, 99)[:6]}",
+    "numbers in thousands": lambda r: " ".join(some(r, "123456789", 3) for _ in range(r.randint(3, 5))),
     "local users": lambda r: f"{some(r, LOWER, 5)}@{r.choice(['localhost', 'host', 'db1'])}",
     "C++ names": lambda r: f"{some(r, 'abcdef', 3)}::{some(r, 'abcdef', 4)}",
     "package names": lambda r: f"sk-{some(r, LOWER, 5)} hf_{some(r, LOWER, 4)} AKIA",

@@ -151,8 +151,9 @@ class Writer:
                 )
             time.sleep(0.2 if storage.is_s3(path) else 0.02)
         shelf.publish(path, {"format": FORMAT, "world": self.ranks.world, **asdict(place)})
-        for other, old in published(self.folder)[: -self.keep or None]:
-            if other.kind == REGULAR and not (self.keep_every and other.step % self.keep_every == 0):
+        regular = [(other, old) for other, old in published(self.folder) if other.kind == REGULAR]
+        for other, old in regular[: -self.keep or None]:
+            if not (self.keep_every and other.step % self.keep_every == 0):
                 shelf.remove(old)
 
 

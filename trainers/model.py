@@ -246,6 +246,20 @@ def _packed_varlen(
     return out.view(rows, length, heads, head), None
 
 
+def _told(attend: sequence.Attend) -> sequence.Attend:
+    """The same; where a distillation asked the layer for them (its list `told`), queries, keys and values are noted."""
+
+    def attention(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        told = getattr(module, "told", None)
+        if told is not None:
+            told += [query, key, value]
+        return attend(module, query, key, value, attention_mask, **kwargs)
+
+    return attention
+
+
 def _causal() -> dict[str, Any]:
     """How this torch's varlen_attn is told to look back only: a window since 2.11, a flag before."""
     import inspect
@@ -290,9 +304,9 @@ class PackedLM(nn.Module):
         super().__init__()
         from transformers import AttentionInterface
 
-        AttentionInterface.register("corpusmill_sdpa", sequence.shared(_packed_sdpa))
-        AttentionInterface.register("corpusmill_flex", sequence.shared(_packed_flex))
-        AttentionInterface.register("corpusmill_varlen", sequence.shared(_packed_varlen))
+        AttentionInterface.register("corpusmill_sdpa", sequence.shared(_told(_packed_sdpa)))
+        AttentionInterface.register("corpusmill_flex", sequence.shared(_told(_packed_flex)))
+        AttentionInterface.register("corpusmill_varlen", sequence.shared(_told(_packed_varlen)))
         self.lm = lm
         self.attention, self.loss_chunk = attention, loss_chunk
         self.tuning: Any = None

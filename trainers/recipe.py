@@ -105,8 +105,6 @@ class TrainRecipe(Settings):
             raise RecipeError("continue: rows: next goes on with the old rows alone; replay is for rows: new")
         if self.peft is not None and (self.continue_ or not self.start_from):
             raise RecipeError("peft: tunes a trained model; name its transformers folder (an export) in start_from")
-        if self.trainer == "reward" and (self.peft is not None or self.prune is not None):
-            raise RecipeError("peft and prune: not for trainer: reward, whose model is no language model")
         if self.peft is not None and self.prune is not None:
             raise RecipeError("peft and prune: masks belong to weights that are trained; give one of them")
         if self.trainer in ("grpo", "ppo"):

@@ -225,7 +225,13 @@ def write_tuned(
     plain: Any = None
     if ranks.rank == 0:
         # on a model of its own: the trained one may be in parts, or on a GPU with no room left
-        packed = model.PackedLM(new_model(shape, data, recipe.seed))
+        lm = new_model(shape, data, recipe.seed)
+        if recipe.trainer == "reward":
+            from trainers.reward import PackedReward, classifier
+
+            packed: model.PackedLM = PackedReward(classifier(lm, None, recipe.seed))
+        else:
+            packed = model.PackedLM(lm)
         if recipe.peft is not None:
             method = peft.method_of(recipe.peft)
             peft.attach(method, packed, recipe.seed)

@@ -145,14 +145,17 @@ def of_distillation(**fields):
     chosen = Distill(teachers={"a": 1.0, "b": 3.0}, temperature=2.0, hard=0.3, features=0.5, **fields)
 
     def losses(batches):
-        student = PackedStates(lm_of(3), "sdpa", [1, 2, 1, 2], [16] * 4).double()
-        teachers = [PackedStates(lm_of(seed), "sdpa", [1, 2]).eval() for seed in (7, 8)]
+        block = 2 if chosen.attends() else None
+        student = PackedStates(lm_of(3), "sdpa", [1, 2, 1, 2], [16] * 4, attends=block).double()
+        teachers = [PackedStates(lm_of(seed), "sdpa", [1, 2], attends=block).eval() for seed in (7, 8)]
         for batch in batches:
             with torch.no_grad():
-                told = [States(out[0], out[1], list(out[2:])) for out in (one(*arguments(batch)) for one in teachers)]
-            logits, last, *blocks = student(*arguments(batch))
+                told = [
+                    States(*out[:2], list(out[2:4]), out[4:]) for out in (one(*arguments(batch)) for one in teachers)
+                ]
+            out = student(*arguments(batch))
             weights = torch.tensor([1.0, 3.0], dtype=torch.float64)
-            yield distillation_loss(chosen, States(logits, last, blocks), told, batch, weights), student
+            yield distillation_loss(chosen, States(*out[:2], list(out[2:6]), out[6:]), told, batch, weights), student
 
     return losses
 
@@ -165,6 +168,7 @@ ALGORITHMS = {
     **{f"reward by {learn}": of_reward(learn) for learn in ("ranking", "outcome", "process")},
     **{f"distillation, {kind}": of_distillation(divergence=kind) for kind in ("forward", "reverse")},
     "distillation, jsd, trusted teachers": of_distillation(divergence="jsd", trust="confidence"),
+    "distillation, minilm": of_distillation(attention_relation=1.0, value_relation=2.0, relation_heads=4),
     "distillation, cosine, averaged teachers": of_distillation(feature_loss="cosine", combine="average"),
 }
 RELATIONS = {"rkd": of_distillation(distance=1.0, angle=2.0, most_documents=5)}

@@ -73,7 +73,7 @@ def recipe(crawl: Path, workers: int, *, slow: bool = False, keep: str = "first"
     all_of_them = (SlowUrl, SlowExact, SlowMinhash) if slow else (Url, Exact, Minhash)
     lines, substring = (SlowLines, SlowSubstring) if slow else (Lines, Substring)
     split = {"split_bytes": settings.pop("split_bytes")} if "split_bytes" in settings else {}
-    source = Corpus(path=str(crawl / "*.jsonl"), **split)
+    source = Corpus(path=str(crawl / "*.jsonl"), id_field="id", **split)
     steps = (source, *(step() for step in all_of_them), lines(keep=keep), substring(keep=keep))
     return Recipe(steps=steps, workers=workers, **{"memory_per_worker": "16KB", **settings})
 
@@ -91,7 +91,7 @@ def undisturbed(crawl: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     run(recipe(crawl, 0, memory_per_worker="1GB"), str(out), console=Console(quiet=True))
     found = answer(out)
     reasons = {reason for _, reason, _, _ in found[1]}
-    assert reasons == {"url_duplicate", "exact_duplicate", "near_duplicate"}
+    assert reasons == {"url_duplicate", "exact_duplicate", "near_duplicate", "substring_empty"}
     texts = [t for p in (out / "documents").glob("*.parquet") for t in pq.read_table(p).column("text").to_pylist()]
     assert sum("All rights reserved" in text for text in texts) == 1
     assert sum(len(text.split()) > 120 for text in texts) == 3  # each passage in one document still
