@@ -49,13 +49,14 @@ def test_a_source_tree_becomes_documents_that_know_their_language_and_licence(ra
     assert {reason for _, reason in removed} == {"language", "generated"}
 
 
-def test_a_hostile_pdf_is_a_row_of_the_ledger_and_the_run_goes_on(tmp_path):
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_hostile_pdf_is_a_row_of_the_ledger_and_the_run_goes_on(ray_cluster, tmp_path, workers):
     tree = tmp_path / "tree"
     tree.mkdir()
     page_tree = b"2 0 obj\n<< /Type /Pages /Kids [2 0 R 2 0 R] /Count 2147483647 >>\nendobj\n"
     (tree / "bomb.pdf").write_bytes(b"%PDF-1.4\n1 0 obj\n<< /Type /Catalog /Pages 2 0 R >>\nendobj\n" + page_tree)
     (tree / "good.txt").write_text("A sentence that stays.")
-    recipe = Recipe(steps=(Files(path=str(tree)), MainContent()), workers=0, max_failed_share=0.5)
+    recipe = Recipe(steps=(Files(path=str(tree)), MainContent()), workers=workers, max_failed_share=0.5)
     documents, removed = outcome(recipe, tmp_path / "out")
     assert [row["text"] for row in documents] == ["A sentence that stays."]
     assert len(removed) == 1
