@@ -33,6 +33,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # the reader of our output went away (| head): nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        # a file of the user's that is absent, a folder, forbidden, or a disk that is full: the system's own words
+        if error.filename is None:
+            raise
+        print(f"corpusmill: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,10 +1,10 @@
 """Quality and speed of the main-content engines on three public benchmarks, one core, one run.
 
     python benchmarks/bench_extract.py [--engines corpusmill,resiliparse,trafilatura] [--every 1]
+    python benchmarks/bench_extract.py --fold 3 --model model.npz   # made by train_extract.py --without 3
 
 Engines take turns page by page, so that a busy machine slows all alike; the clock is CPU time of the process.
-The corpusmill row is what the shipped model says of pages that it was trained on; `train_extract.py` prints the
-scores on pages of domains that were held back.
+Without --model the corpusmill row is what the shipped model says of pages that it was trained on.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from extraction_sets import items, scores
+from extraction_sets import fold_of, items, scores
 
+from pipeline.extract import model
 from pipeline.extract.main_content import extract
 
 
@@ -26,9 +27,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--engines", default="corpusmill,resiliparse,trafilatura")
     parser.add_argument("--every", type=int, default=1, help="take every n-th page")
+    parser.add_argument("--fold", type=int, help="only pages of these domains")
+    parser.add_argument("--model", type=Path, help="another model than the shipped one")
     options = parser.parse_args()
+    model.FILE = options.model or model.FILE
     engines = options.engines.split(",")
-    pages = list(items())[:: options.every]
+    pages = [page for page in items() if options.fold in (None, fold_of(page))][:: options.every]
     texts: dict[str, dict[tuple[str, str], str]] = {engine: {} for engine in engines}
     seconds = dict.fromkeys(engines, 0.0)
     slowest = dict.fromkeys(engines, 0.0)

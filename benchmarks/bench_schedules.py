@@ -11,7 +11,8 @@ On one GPU, 16 runs of 4M tokens each, a worker that stays, nothing compiled:
 2. A higher rate in pretraining helps the downstream task: runs at several rates, each continued on the new data.
 3. Re-warming a decayed model is worse than going on from the corner, before the decay.
 
-Losses are held-out ones of the two data sets. Every run is a training recipe through the call of `corpusmill train`;
+Losses are held-out ones of the two data sets, ten times in a run. OUT/claims.md has the tables, OUT/claims.html the
+learning curves beside them. Every run is a training recipe through the call of `corpusmill train`;
 finished runs below --out are not done again.
 """
 
@@ -41,9 +42,15 @@ def main() -> None:
 
     from cluster import ray
     from cluster.settings import assign
+    from trainers.page import plot
     from trainers.workers import Crew
 
-    common: dict[str, Any] = {"export": False, "objective": {"held_out": {"old": options.old, "new": options.new}}}
+    often = max(1, options.steps // 10)
+    common: dict[str, Any] = {
+        "export": False,
+        "validate_every": often,
+        "objective": {"held_out": {"old": options.old, "new": options.new}},
+    }
     for change in options.set:
         assign(common, change)
     more = options.more or options.steps // 4
@@ -62,10 +69,11 @@ def main() -> None:
             study.run(name, data=options.new, steps=steps, schedule=schedule, **{"continue": go_on})
 
         lines = ["## 1. Warmup", "", "| warmup steps | old data | new data |", "|---|---|---|"]
-        for share in (0, 100, 20, 5):
-            warmup = max(1, options.steps // share) if share else 0
+        usual = options.steps // 20
+        for warmup in sorted({0, max(1, options.steps // 100), usual, options.steps // 5}):
             # the run with the usual warmup is also the second table's
-            name = first(f"rate-{options.rate:g}" if share == 20 else f"warmup-{warmup}", warmup=warmup)
+            name = first(f"rate-{options.rate:g}" if warmup == usual else f"warmup-{warmup}", warmup=warmup)
+            study.show("1. Warmup: held-out loss of the old data", f"{warmup} steps", name, "old")
             lines.append(f"| {warmup} | {study.cell(name, 'old')} | {study.cell(name, 'new')} |")
         lines += ["", "## 2. Rate", "", "| rate | old data, first run | new data, first run | new data, continued |"]
         lines += ["|---|---|---|---|"]
@@ -74,6 +82,9 @@ def main() -> None:
             name = first(f"rate-{rate:g}", rate=rate)
             # the same rate on the new data for all: only the start differs
             then(f"rate-{rate:g}-continued", name, "corner", options.rate, 0)
+            study.show(
+                "2. Rate of the first run: the new data, continued", f"{rate:g}", f"rate-{rate:g}-continued", "new"
+            )
             cells = [study.cell(name, "old"), study.cell(name, "new"), study.cell(f"rate-{rate:g}-continued", "new")]
             lines.append(f"| {rate:g} | {' | '.join(cells)} |")
         lines += ["", "## 3. Corner or re-warmed", ""]
@@ -86,10 +97,14 @@ def main() -> None:
         for start, warmup, steps in ways:
             name = f"from-{start}-{warmup}-{steps}"
             then(name, base, start, options.rate, warmup, steps)
+            study.show("3. Corner or re-warmed: the new data", f"{start}, warmup {warmup}, {steps} steps", name, "new")
             lines.append(f"| {start} | {warmup} | {steps} | {study.cell(name, 'new')} | {study.cell(name, 'old')} |")
     ray.stop()
     table = "\n".join(lines) + "\n"
     Path(options.out, "claims.md").write_text(table)
+    drawn = "".join(plot(title, curves) for title, curves in study.curves.items())
+    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>three claims</title>{drawn}<pre>{table}</pre>'
+    Path(options.out, "claims.html").write_text(page, encoding="utf-8")
     print(table)
 
 
@@ -98,6 +113,8 @@ class Study:
 
     def __init__(self, out: str, common: dict[str, Any], crew: Any):
         self.out, self.common, self.crew = out, common, crew
+        self.curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        """Plot → label → (step, held-out loss)."""
 
     def run(self, name: str, **fields: Any) -> None:
         from trainers.train import train
@@ -109,12 +126,20 @@ class Study:
         report = train({**self.common, **fields}, str(folder), crew=self.crew)
         (folder / "done.json").write_text(json.dumps({"last_loss": report.last_loss}))
 
-    def cell(self, name: str, which: str) -> str:
-        """Held-out loss at the end of a run."""
+    def measured(self, name: str, which: str) -> list[tuple[float, float]]:
+        """(step, held-out loss) of a run."""
         from trainers.log import read_metrics
 
-        lines = [line for line in read_metrics(str(Path(self.out, name))) if f"validation_{which}" in line]
-        return f"{lines[-1][f'validation_{which}']:.4f}"
+        key = f"validation_{which}"
+        return [(line["step"], line[key]) for line in read_metrics(str(Path(self.out, name))) if key in line]
+
+    def show(self, title: str, label: str, name: str, which: str) -> None:
+        """Put a run's curve into a plot."""
+        self.curves.setdefault(title, {})[label] = self.measured(name, which)
+
+    def cell(self, name: str, which: str) -> str:
+        """Held-out loss at the end of a run."""
+        return f"{self.measured(name, which)[-1][1]:.4f}"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 import lzma
 import re
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 DATA = Path(__file__).parents[2] / "shared/data/html_extraction"
+FOLDS = 4
 _WORD = re.compile(r"\w+")
 
 
@@ -36,6 +38,11 @@ class Item(NamedTuple):
         """What pages are held back by: the registered domain, nearly."""
         labels = (urlsplit(self.url or "").hostname or self.id).removeprefix("www.").split(".")
         return ".".join(labels[-3:] if len(labels) > 2 and len(labels[-2]) <= 3 else labels[-2:])
+
+
+def fold_of(item: Item) -> int:
+    """0 … FOLDS - 1, the same for all pages of a domain."""
+    return int(hashlib.md5(item.domain.encode(), usedforsecurity=False).hexdigest(), 16) % FOLDS
 
 
 def items(sets: tuple[str, ...] = ("wcxb", "aeb", "trafilatura")) -> Iterator[Item]:

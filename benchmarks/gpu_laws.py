@@ -1,13 +1,15 @@
 """What must hold on a GPU, checked on one in about two minutes by plain Python.
 
     python benchmarks/gpu_laws.py                  all laws
-    python benchmarks/gpu_laws.py --laws packed    one of: packed, zero, worker, driver, memory
-    python benchmarks/gpu_laws.py --device cpu --laws packed,zero,worker,driver      a look at the script itself
+    python benchmarks/gpu_laws.py --laws packed    one of: packed, zero, worker, driver, memory, sequence
+    python benchmarks/gpu_laws.py --device cpu --laws packed,zero,worker,driver,sequence     a look at the script itself
 
 packed: losses and gradients of packed rows equal the sum over their documents alone, within bf16 rounding, for every
 attention kernel that is there. zero: a run that changes from ZeRO 1 to 3 at a checkpoint. worker, driver: kill -9 of
-either, then the losses of an undisturbed run bit for bit. memory: the estimate against the measured peak, per shape,
-ZeRO stage, compile on and off. Prints one line per law and a table; the exit code is the number of broken laws.
+either, then the losses of an undisturbed run bit for bit. sequence: two devices that share every row (Ulysses) train
+as one does, with each attention kernel (only where named; two GPUs). memory: the estimate against the measured peak,
+per shape, ZeRO stage, compile on and off. Prints one line per law and a table; the exit code is the number of broken
+laws.
 """
 
 from __future__ import annotations
@@ -158,6 +160,29 @@ def worker(data: str, device: str, out: str, whole: dict[int, float], crew: Any)
     return "kill -9 of the worker", good, f"{report.restarts} restart, {same} of {STEPS} losses bit-equal"
 
 
+def shared_rows(data: str, device: str, out: str, crew: Any) -> list[tuple[str, bool, str]]:
+    """Two devices that share the tokens of every row against one that has them, from the same start."""
+    from trainers.train import train
+
+    found = []
+    for kind in ("flex", "varlen", "sdpa") if device == "cuda" else ("sdpa",):
+        runs = []
+        for workers in (1, 2):
+            engine = {"zero": 1, "attention": kind, "sequence": workers}
+            changes = recipe(data, device, workers=workers, engine=engine, steps=20, save=False)
+            folder = Path(out, f"sequence-{kind}-{workers}")
+            try:
+                train(changes, str(folder), crew=crew)
+            except Exception as error:
+                found.append((f"two devices share rows, {kind}", False, str(error)[:300]))
+                break
+            runs.append(losses(folder))
+        else:
+            worst = max(abs(runs[1][step] / runs[0][step] - 1) for step in runs[0])
+            found.append((f"two devices share rows, {kind}", worst < 5e-3, f"20 losses, worst off by {worst:.1e}"))
+    return found
+
+
 def driver(data: str, device: str, out: str, whole: dict[int, float]) -> tuple[str, bool, str]:
     """kill -9 of the driver in the middle; the same command goes on."""
     from trainers.log import read_metrics
@@ -250,6 +275,9 @@ def main() -> int:
             answer = done.stdout.strip().splitlines()
             failed = [("packed equals separate", False, done.stderr[-2000:])]
             found += json.loads(answer[-1]) if done.returncode == 0 else failed
+        if "sequence" in laws:
+            with Crew() as crew:
+                found += shared_rows(data, options.device, out, crew)
         if {"worker", "zero", "driver"} & set(laws):
             with Crew() as crew:
                 train(recipe(data, options.device), str(Path(out, "whole")), crew=crew)

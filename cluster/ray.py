@@ -35,6 +35,7 @@ def start(workers: int | None = None) -> int:
             threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
             try:
                 ray.init(
+                    address="local",  # without it Ray joins any cluster that somebody has started on this machine
                     num_cpus=max(2, workers or os.cpu_count() or 1),
                     include_dashboard=False,
                     object_store_memory=_SMALL_STORE_BYTES,
@@ -43,7 +44,8 @@ def start(workers: int | None = None) -> int:
                 )
             except Exception as error:
                 raise RunError(
-                    f"Ray did not start on this machine: {error}. `corpusmill check` looks for the cause."
+                    f"Ray did not start on this machine: {error}. The usual causes are a full /tmp, too little "
+                    "memory or a firewall on loopback; its logs are below /tmp/ray/session_latest/logs"
                 ) from error
     return int(ray.cluster_resources().get("CPU", 1))
 

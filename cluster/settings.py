@@ -35,16 +35,27 @@ def make(cls: type[S], fields: Mapping[str, Any] | None, where: str) -> S:
         return cls(**dict(fields or {}))
     except ValidationError as error:
         lines = []
+        wrong: dict[str, tuple[list[str], Any]] = {}  # a field of several types has one problem for each
         for problem in error.errors():
-            name = ".".join(str(part) for part in problem["loc"])
+            name = ".".join(str(part) for part in problem["loc"] if not _is_type(part))
             if problem["type"] == "extra_forbidden":
                 known = [field.alias or key for key, field in cls.model_fields.items()]
                 lines.append(f"{where}: no setting named '{name}'{nearest(name, known)}")
             elif problem["type"] == "missing":
                 lines.append(f"{where}: setting '{name}' is required")
             else:
-                lines.append(f"{where}: setting '{name}': {problem['msg']}; found {problem['input']!r}")
+                wrong.setdefault(name, ([], problem["input"]))[0].append(problem["msg"])
+        for name, (messages, found) in wrong.items():
+            lines.append(f"{where}: setting '{name}': {', or: '.join(messages)}; found {found!r}")
         raise RecipeError("\n".join(lines)) from None
+
+
+def _is_type(part: str | int) -> bool:
+    """Whether a part of pydantic's location names a member of a union, not a field."""
+    return isinstance(part, str) and (
+        part.startswith(("constrained-", "literal[", "list[", "dict[", "tuple["))
+        or part in ("int", "str", "float", "bool")
+    )
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -57,7 +68,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise RecipeError(f"no recipe at '{path}'{nearest(str(path), siblings)}")
     try:
         raw = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(raw, dict):
         raise RecipeError(f"{path}: expected a mapping at the top, found {type(raw).__name__}")
@@ -76,7 +87,10 @@ def assign(raw: dict[str, Any], assignment: str) -> None:
     path, equals, text = assignment.partition("=")
     if not equals:
         raise RecipeError(f"--set {assignment}: expected path.to.field=value")
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {assignment}: the value is not valid YAML: {error}") from None
     for step_list in (raw.get("steps"),):
         if not isinstance(step_list, list):
             continue

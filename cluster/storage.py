@@ -262,17 +262,21 @@ def open_write(path: str) -> pa.NativeFile:
 
 
 def copy(source: str, target: str) -> None:
-    """The same bytes under a second name: a hard link where the disk allows, a server-side copy on S3."""
+    """The same bytes under a second name: a hard link where the disk allows, a server-side copy on S3.
+
+    Between disk and S3 the target appears when it is whole, or not at all.
+    """
     if is_s3(source) and is_s3(target):
         (from_bucket, from_key), (bucket, key) = _bucket_key(source), _bucket_key(target)
         _s3_client().copy({"Bucket": from_bucket, "Key": from_key}, bucket, key)
         return
-    if is_s3(source) or is_s3(target):
-        with open_read(source) as data, open_write(target) as out:
-            while block := data.read(1 << 22):
-                out.write(block)
+    if is_s3(target):
+        _s3_client().upload_file(source, *_bucket_key(target))
         return
     os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+    if is_s3(source):
+        _s3_client().download_file(*_bucket_key(source), target)
+        return
     temporary = f"{target}.{uuid.uuid4().hex}.tmp"
     try:
         os.link(source, temporary)

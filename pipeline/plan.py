@@ -28,6 +28,9 @@ _BRIDGES = {
     (Row.RECORD, Row.TOKENS): "extract.main_content and tokens.encode",
 }
 
+MAKERS = {"tokenizer": "tokens.train_bpe", "perplexity_model": "filters.train_perplexity"}
+"""The step that one puts before another that needs an artifact."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -109,9 +112,8 @@ def _misplaced(steps: Sequence[Step]) -> list[str]:
         made |= set(step.provides())
         for artifact in step.needs():
             if artifact not in made:
-                problems.append(
-                    f"{name}: needs a {artifact}: name one in its settings, or put tokens.train_bpe before it"
-                )
+                maker = MAKERS.get(artifact, "a step that makes it")
+                problems.append(f"{name}: needs a {artifact}: name one in its settings, or put {maker} before it")
         if isinstance(step, Corpus) and step.makes:
             made.add(step.makes)
         rows = step.gives

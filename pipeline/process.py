@@ -70,7 +70,7 @@ def guarded(step: Step, docs: Documents, call: Call) -> tuple[pa.RecordBatch | N
     for all. Errors addressed to the user (CorpusmillError) pass through: they are not a document's fault.
     """
     try:
-        return call(step, docs)
+        rows, verdict, scores = call(step, docs)
     except CorpusmillError:
         raise
     except Exception as error:
@@ -78,6 +78,9 @@ def guarded(step: Step, docs: Documents, call: Call) -> tuple[pa.RecordBatch | N
             verdict = Verdict.keep(1)
             verdict.fail(0, _describe(error), reason=type(error).__name__)
             return None, verdict, {}
+    else:
+        ok = _not_failed(verdict)  # a step may fail documents itself, and gives a row for these too
+        return (rows if ok.all() else rows.filter(pa.array(ok)) if ok.any() else None), verdict, scores
     middle = len(docs) // 2
     halves = [Documents(docs.batch.slice(0, middle)), Documents(docs.batch.slice(middle))]
     return _joined([(len(half), *guarded(step, half, call)) for half in halves])

@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, SerializeAsAny
+from pydantic import Field, NonNegativeInt, SerializeAsAny
 
 from cluster import settings
 from cluster.errors import RecipeError, nearest
@@ -35,7 +35,9 @@ class Recipe(settings.Settings):
     steps: tuple[SerializeAsAny[Step], ...]
     seed: int = Field(0, description="of every random choice: samples, splits, shuffles")
     keep_scores: bool = Field(False, description="store every filter's scores, for `corpusmill whatif`")
-    workers: int | Literal["auto"] = Field("auto", description="processes; auto: one per core; 0: in this process")
+    workers: NonNegativeInt | Literal["auto"] = Field(
+        "auto", description="processes; auto: one per core; 0: in this process"
+    )
     memory_per_worker: str = Field("2GB", description="limit that sorts, exchanges and buffers keep to, per worker")
     batch_documents: int = Field(1000, ge=1, description="rows that go through the steps at once")
     max_failed_share: float = Field(0.01, ge=0, le=1, description="share of failed rows of a stage that fails the run")

@@ -1,7 +1,13 @@
-"""Fixtures that all areas share: the real data where it is there, and one local Ray for the whole session."""
+"""Fixtures that all areas share: the real data where it is there, one local Ray, and an S3 server on loopback."""
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,3 +32,53 @@ def ray_cluster() -> Iterator[None]:
     ray.start(2)
     yield
     ray.stop()
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint() -> Iterator[str]:
+    """URL of an S3 server in a process of its own, with the environment set so that everything uses it.
+
+    CORPUSMILL_TEST_S3 names another server (a Ceph gateway, MinIO) to test against, with the AWS_* variables set.
+    """
+    if os.environ.get("CORPUSMILL_TEST_S3"):
+        yield os.environ["CORPUSMILL_TEST_S3"]
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    for _ in range(200):
+        try:
+            urllib.request.urlopen(url + "/moto-api/", timeout=1)
+            break
+        except OSError:
+            time.sleep(0.1)
+    mine = {
+        "AWS_ENDPOINT_URL": url,
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_REGION": "us-east-1",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }
+    before = {name: os.environ.get(name) for name in mine}
+    os.environ.update(mine)
+    yield url
+    server.terminate()
+    server.wait()
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name)
+        else:
+            os.environ[name] = value
+
+
+@pytest.fixture
+def bucket(s3_endpoint: str) -> str:
+    """s3:// path of a fresh bucket."""
+    import boto3
+
+    name = f"test-{time.time_ns()}"
+    boto3.client("s3", endpoint_url=s3_endpoint).create_bucket(Bucket=name)
+    return f"s3://{name}"

@@ -35,6 +35,9 @@ ODD = [
     "a" * 5000, "字" * 3000, "word " * 3000,
 ]  # fmt: skip
 
+DAMAGED = [b"\xed\xa0\x80 lone surrogate \xed\xbf\xbf", b"\xff\xfe", b"cut \xe4\xb8", b"\xf0\x9f\x98"]
+"""What is no UTF-8."""
+
 
 def batch_of(texts: Sequence[str | bytes | None], languages: Sequence[str | None] | None = None) -> pa.RecordBatch:
     """DOCUMENT rows of `texts`; bytes are put in as they are, valid UTF-8 or not."""

@@ -178,19 +178,34 @@ class Encoder:
         return before, whole.rstrip()
 
 
+def turn_end(tokenizer: Any) -> str:
+    """What the chat template puts behind an answer, "" where there is no template or nothing visible.
+
+    It ends an answer as EOS does, whether or not the tokenizer calls it EOS.
+    """
+    if not getattr(tokenizer, "chat_template", None):
+        return ""
+    chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "corpusmill"}]
+    whole = str(tokenizer.apply_chat_template(chat, tokenize=False))
+    return whole.rpartition("corpusmill")[2].strip()
+
+
 def read_examples(path: str) -> Iterator[dict[str, Any]]:
     """Raw examples of a JSONL (plain, .gz, .xz) or Parquet file. Raises DataError with file and line."""
     if path.endswith(".parquet"):
-        for batch in pq.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
+        try:
+            for batch in pq.ParquetFile(path).iter_batches():
+                yield from batch.to_pylist()
+        except pa.ArrowInvalid as error:
+            raise DataError(f"{path}: not a whole Parquet file: {error}") from None
         return
     opener: Any = gzip.open if path.endswith(".gz") else lzma.open if path.endswith(".xz") else open
-    with opener(path, "rt", encoding="utf-8") as lines:
+    with opener(path, "rb") as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
                     yield json.loads(line)
-                except ValueError as error:
+                except ValueError as error:  # of the encoding too
                     raise DataError(f"{path}, line {number}: not JSON: {error}") from None
 
 
@@ -210,9 +225,9 @@ def write_answers(
     What cannot be used is counted under `refused`: too_long (the answers of one prompt do not fit into seq_len
     together), same_answer, and bad_example.
     """
-    from transformers import AutoTokenizer
+    from trainers.model import load_tokenizer
 
-    loaded: Any = AutoTokenizer.from_pretrained(tokenizer)
+    loaded = load_tokenizer(tokenizer)
     encoder = Encoder(loaded)
     refused: Counter[str] = Counter()
     groups: dict[bool, list[tuple[bytes, Judged, list[Encoded]]]] = {True: [], False: []}

@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any, Protocol
@@ -340,7 +340,10 @@ class Loader:
         world: int = 1,
         cursor: int = 0,
         ahead: int = 2,
+        part: Callable[[Batch], Batch] | None = None,
     ):
+        """`part` is done to every micro-batch, in the thread."""
+        self._part = part
         self.data, self.rows_per_step, self.micro_rows = data, rows_per_step, micro_rows
         self.rank, self.world, self.cursor = rank, world, cursor
         self.waited = 0.0
@@ -356,6 +359,8 @@ class Loader:
                 step = shared_out(
                     self.data, cursor, self.rows_per_step, self.micro_rows, rank=self.rank, world=self.world
                 )
+                if self._part is not None:
+                    step = replace(step, micro_batches=[self._part(batch) for batch in step.micro_batches])
                 cursor = step.next_row
                 self._put(step)
         except BaseException as error:

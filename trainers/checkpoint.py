@@ -1,4 +1,4 @@
-"""Checkpoints that know nothing of ranks or ZeRO stages, written aside and published by rename.
+"""Checkpoints that know nothing of ranks or ZeRO stages, written aside and published at once, on a disk or on S3.
 
     OUT/checkpoints/step-00000100/checkpoint.json               step, data cursor, optimiser steps, kind, recipe
                                   state-00000-of-00002.safetensors   whole float32 tensors, each in one of the files
@@ -9,20 +9,21 @@ Only files are involved, no collective: a rank that saves keeps no other waiting
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
-import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from cluster import storage
 from cluster.errors import DataError, RunError
+from trainers import shelf
 from trainers.engine import Engine
 from trainers.ranks import Ranks
 
@@ -54,33 +55,35 @@ class Place:
 
 
 def published(folder: str) -> list[tuple[Place, str]]:
-    """All complete checkpoints below OUT/checkpoints, oldest first."""
-    paths = [path.parent for path in sorted(Path(folder).glob("step-*/checkpoint.json"))]
-    return [(read_place(str(path)), str(path)) for path in paths if path.suffix != ".tmp"]
+    """All complete checkpoints of a folder (local or s3://), oldest first."""
+    return [(read_place(path), path) for path in shelf.published(folder)]
 
 
 def latest(folder: str) -> tuple[Place, str] | None:
     """The newest complete checkpoint, or None."""
-    found = published(folder)
-    return found[-1] if found else None
+    paths = shelf.published(folder)
+    return (read_place(paths[-1]), paths[-1]) if paths else None
 
 
 def read_place(path: str) -> Place:
     """The description of one checkpoint. Raises DataError when there is none or of another format."""
+    about = _about(path)
+    about.pop("world")
+    return Place(**about)
+
+
+def _about(path: str) -> dict[str, Any]:
     try:
-        about = json.loads(Path(path, "checkpoint.json").read_text())
+        about = shelf.about(path)
     except FileNotFoundError:
         raise DataError(f"{path}: no checkpoint.json; a folder step-… below checkpoints/ was expected") from None
     if about.pop("format", None) != FORMAT:
         raise DataError(f"{path}: not a checkpoint of this version ({FORMAT})")
-    about.pop("world", None)
-    return Place(**about)
+    return about
 
 
-def clear_unfinished(folder: str) -> None:
-    """Remove what killed writers left; call while no worker runs."""
-    for path in Path(folder).glob("*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
+def _names(world: int) -> list[str]:
+    return [f"state-{rank:05d}-of-{world:05d}.safetensors" for rank in range(world)]
 
 
 class Writer:
@@ -102,10 +105,10 @@ class Writer:
                 if number % self.ranks.world == self.ranks.rank:
                     mine[f"{role}/{kind}/{name}"] = value.detach().to("cpu", copy=True).contiguous()
                 number += 1
-        final = os.path.join(self.folder, f"step-{place.step:08d}")
-        self._thread = threading.Thread(target=self._write, args=(mine, place, final), name="checkpoint")
+        path = shelf.place_of(self.folder, place.step)
+        self._thread = threading.Thread(target=self._write, args=(mine, place, path), name="checkpoint")
         self._thread.start()
-        return final
+        return path
 
     def wait(self) -> None:
         """Return when the save in flight is on disk. Raises what went wrong in it."""
@@ -116,41 +119,42 @@ class Writer:
             error, self._error = self._error, None
             raise RunError(f"checkpoint below {self.folder} could not be written: {error}") from error
 
-    def _write(self, tensors: dict[str, Tensor], place: Place, final: str) -> None:
+    def _write(self, tensors: dict[str, Tensor], place: Place, path: str) -> None:
         try:
             from safetensors.torch import save_file
 
-            aside = f"{final}.tmp"
-            os.makedirs(aside, exist_ok=True)
-            name = os.path.join(aside, f"state-{self.ranks.rank:05d}-of-{self.ranks.world:05d}.safetensors")
-            save_file(tensors, f"{name}.part")
-            _sync(f"{name}.part")
-            os.replace(f"{name}.part", name)
+            target = storage.join(shelf.aside_of(path), _names(self.ranks.world)[self.ranks.rank])
+            if storage.is_s3(target):
+                with tempfile.TemporaryDirectory() as own:
+                    save_file(tensors, os.path.join(own, "state"))
+                    storage.copy(os.path.join(own, "state"), target)
+            else:
+                os.makedirs(os.path.dirname(target), exist_ok=True)
+                save_file(tensors, f"{target}.part")
+                shelf.sync(f"{target}.part")
+                os.replace(f"{target}.part", target)
             if self.ranks.rank == 0:
-                self._publish(place, aside, final)
+                self._publish(place, path)
         except BaseException as error:
             self._error = error
 
-    def _publish(self, place: Place, aside: str, final: str, patience: float = 1800.0) -> None:
+    def _publish(self, place: Place, path: str, patience: float = 1800.0) -> None:
         """Wait for the files of all ranks, then make the checkpoint visible at once, and drop old ones."""
-        names = [f"state-{rank:05d}-of-{self.ranks.world:05d}.safetensors" for rank in range(self.ranks.world)]
+        aside = shelf.aside_of(path)
+        expected = [storage.join(aside, name) for name in _names(self.ranks.world)]
         deadline = time.monotonic() + patience
-        while missing := [name for name in names if not os.path.exists(os.path.join(aside, name))]:
+        while missing := [name for name in expected if not storage.exists(name)]:
             if time.monotonic() > deadline:
                 raise RunError(
-                    f"{aside}: {missing} did not appear within {patience:g} s; do all nodes share this folder?"
+                    f"{missing} did not appear within {patience:g} s; do all nodes see this folder? "
+                    "`checkpoints: s3://…` is one that they do"
                 )
-            time.sleep(0.02)
-        about = {"format": FORMAT, "world": self.ranks.world, **asdict(place)}
-        path = os.path.join(aside, "checkpoint.json")
-        Path(path).write_text(json.dumps(about, indent=1) + "\n")
-        _sync(path)
-        shutil.rmtree(final, ignore_errors=True)
-        os.replace(aside, final)
-        _sync(self.folder)
-        for other, old in published(self.folder)[: -self.keep or None]:
-            if other.kind == REGULAR and not (self.keep_every and other.step % self.keep_every == 0):
-                shutil.rmtree(old, ignore_errors=True)
+            time.sleep(0.2 if storage.is_s3(path) else 0.02)
+        shelf.publish(path, {"format": FORMAT, "world": self.ranks.world, **asdict(place)})
+        regular = [(other, old) for other, old in published(self.folder) if other.kind == REGULAR]
+        for other, old in regular[: -self.keep or None]:
+            if not (self.keep_every and other.step % self.keep_every == 0):
+                shelf.remove(old)
 
 
 def load(path: str, roles: Mapping[str, Engine], ranks: Ranks, *, moments: bool = True) -> Place:
@@ -160,25 +164,26 @@ def load(path: str, roles: Mapping[str, Engine], ranks: Ranks, *, moments: bool 
     """
     from safetensors import safe_open
 
-    place = read_place(path)
-    where: dict[str, Any] = {}
-    handles = []
-    for file in sorted(Path(path).glob("state-*.safetensors")):
-        handle = safe_open(str(file), framework="pt")
-        handles.append(handle)
-        where.update(dict.fromkeys(handle.keys(), handle))
+    place, world = read_place(path), int(_about(path)["world"])
+    with contextlib.ExitStack() as stack:
+        here = path
+        if storage.is_s3(path):
+            here = stack.enter_context(tempfile.TemporaryDirectory())
+            for name in _names(world):
+                storage.copy(storage.join(path, name), os.path.join(here, name))
+        handles = [safe_open(os.path.join(here, name), framework="pt") for name in _names(world)]
+        where: dict[str, Any] = {key: handle for handle in handles for key in handle.keys()}  # noqa: SIM118
+        for role, engine in roles.items():
 
-    for role, engine in roles.items():
+            def read(kind: str, name: str, role: str = role) -> Tensor:
+                key = f"{role}/{kind}/{name}"
+                if key not in where:
+                    raise DataError(f"{path}: holds no {key}; was it written for another model?")
+                return where[key].get_tensor(key)  # type: ignore[no-any-return]
 
-        def read(kind: str, name: str, role: str = role) -> Tensor:
-            key = f"{role}/{kind}/{name}"
-            if key not in where:
-                raise DataError(f"{path}: holds no {key}; was it written for another model?")
-            return where[key].get_tensor(key)  # type: ignore[no-any-return]
-
-        engine.load_state(read, place.optimizer_steps.get(role, 0) if moments else None)
-    # a rank that did not exist when it was written takes another one's random state: nothing depends on equal draws
-    _set_random_state(handles[ranks.rank % len(handles)])
+            engine.load_state(read, place.optimizer_steps.get(role, 0) if moments else None)
+        # a rank that did not exist when it was written takes another one's random state: nothing depends on equal draws
+        _set_random_state(handles[ranks.rank % len(handles)])
     return place
 
 
@@ -194,11 +199,3 @@ def _set_random_state(handle: Any) -> None:
     torch.set_rng_state(handle.get_tensor("rng/cpu"))
     if torch.cuda.is_available() and "rng/cuda" in keys:
         torch.cuda.set_rng_state(handle.get_tensor("rng/cuda"))
-
-
-def _sync(path: str) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

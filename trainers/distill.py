@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,9 +20,24 @@ from pipeline.schema import DATASET_FILE
 from trainers.batch import IGNORE, Batch, PackedRows, collate
 from trainers.divergence import Kind, bucketed, confidence, divergence, log_probabilities
 from trainers.engine import Engine
-from trainers.model import Attention, PackedLM, documents_mask, load, pick_attention
+from trainers.model import (
+    Attention,
+    PackedLM,
+    documents_mask,
+    load,
+    load_tokenizer,
+    masked_attention,
+    pick_attention,
+)
 from trainers.objective import Loss, Objective, Start
-from trainers.relations import angle_loss, distance_loss, feature_losses, items_of
+from trainers.relations import (
+    angle_loss,
+    attention_losses,
+    distance_loss,
+    feature_losses,
+    items_of,
+    value_losses,
+)
 from trainers.roles import Frozen, Role
 from trainers.sft import Sft, SftObjective
 
@@ -61,7 +76,19 @@ class Distill(Sft):
     )
     distance: float = Field(0.0, ge=0, description="weight of RKD's distances between the documents of a row")
     angle: float = Field(0.0, ge=0, description="weight of RKD's angles between the documents of a row")
+    attention_relation: float = Field(0.0, ge=0, description="weight of MiniLM's distance of attention in one block")
+    value_relation: float = Field(0.0, ge=0, description="weight of MiniLM's distance of value relations in one block")
+    relation_blocks: tuple[int, int] | None = Field(
+        None, description="MiniLM: the student's and the teachers' block (1 is the first); None: the last ones"
+    )
+    relation_heads: int | None = Field(
+        None, gt=0, description="MiniLMv2: all heads split anew into so many; None: both models' own, if equally many"
+    )
     most_documents: int = Field(32, gt=1, description="documents of a row that are related to each other")
+
+    def attends(self) -> bool:
+        """Whether queries, keys and values count."""
+        return self.attention_relation > 0 or self.value_relation > 0
 
     def relations(self) -> bool:
         """Whether relations between documents count."""
@@ -81,10 +108,12 @@ class PackedStates(PackedLM):
         blocks: Sequence[int],
         widths: Sequence[int] = (),
         seed: int = 0,
+        attends: int | None = None,
     ):
-        """`blocks`: whose outputs are told, from 1 on. `widths`: the student's are projected to them, one for each."""
+        """`blocks`: whose outputs are told, from 1 on. `widths`: the student's are projected to them, one for each.
+        `attends`: the block whose queries, keys and values are told."""
         super().__init__(lm, attention)
-        self.blocks = list(blocks)
+        self.blocks, self.attends = list(blocks), attends
         width = lm.config.hidden_size
         self.projections = nn.ModuleList(nn.Linear(width, wide, bias=False) for wide in widths)
         random = torch.Generator().manual_seed(seed)
@@ -102,7 +131,8 @@ class PackedStates(PackedLM):
         parts: Tensor | None = None,
     ) -> Any:
         """As PackedLM; with want "states" a tuple, all of the n positions that have a target, in their order:
-        logits [n, vocabulary], last hidden state [n, width], then one [n, width] for each of `blocks`, projected."""
+        logits [n, vocabulary], last hidden state [n, width], then one [n, width] for each of `blocks`, projected; and
+        of whole rows queries, keys and values of the block `attends`, [rows, heads, seq_len, width]."""
         if want != "states":
             return super().forward(input_ids, position_ids, doc_index, targets, want, parts)
         lm: Any = self.lm
@@ -111,14 +141,20 @@ class PackedStates(PackedLM):
             inputs["attention_mask"] = documents_mask(doc_index, self.attention)
         else:
             inputs = self.tuning.arguments(self, inputs, doc_index, targets, parts)
+        layer = lm.get_decoder().layers[self.attends - 1].self_attn if self.attends else None
+        if layer is not None:
+            layer.told = []
         told = lm.get_decoder()(**inputs, use_cache=False, output_hidden_states=bool(self.blocks))
+        heard = [x[:, :, -input_ids.shape[1] :] for x in layer.told] if layer is not None else []
+        if layer is not None:
+            layer.told = None
         used = targets != IGNORE
         length = input_ids.shape[1]  # a tuning method may have put positions in front
         last = told.last_hidden_state[:, -length:][used]
         states = [told.hidden_states[block][:, -length:][used] for block in self.blocks]
         if len(self.projections):
             states = [layer(state) for layer, state in zip(self.projections, states, strict=True)]
-        return (lm.get_output_embeddings()(last), last, *states)
+        return (lm.get_output_embeddings()(last), last, *states, *heard)
 
 
 def layer_map(settings: Distill, student: int, teacher: int) -> list[tuple[int, int]]:
@@ -137,9 +173,33 @@ def layer_map(settings: Distill, student: int, teacher: int) -> list[tuple[int, 
     return sorted(chosen.items())
 
 
+def relation_blocks(settings: Distill, student: Any, teacher: Any) -> tuple[int | None, int | None]:
+    """Whose attention is compared, of two transformers configurations; None where nobody's is. Raises RecipeError."""
+    if not settings.attends():
+        return None, None
+    pair = settings.relation_blocks or (student.num_hidden_layers, teacher.num_hidden_layers)
+    for who, config, block in (("student", student, pair[0]), ("teacher", teacher, pair[1])):
+        if not 1 <= block <= config.num_hidden_layers:
+            raise RecipeError(
+                f"objective.relation_blocks: block {block}, but the {who} has {config.num_hidden_layers} blocks"
+            )
+        width = config.num_key_value_heads * config.head_dim
+        if settings.relation_heads and width % settings.relation_heads:
+            raise RecipeError(
+                f"objective.relation_heads: {settings.relation_heads} do not divide the {who}'s {width} values"
+            )
+    counts = [(one.num_attention_heads, one.num_key_value_heads) for one in (student, teacher)]
+    if settings.relation_heads is None and (counts[0] != counts[1] or counts[0][0] != counts[0][1]):
+        raise RecipeError(
+            f"objective: the student has {counts[0]} query and key heads, the teacher {counts[1]}; set relation_heads "
+            "to a number into which the heads of both can be split anew"
+        )
+    return pair
+
+
 def check_vocabulary(teacher: str, data: Any) -> None:
     """Refuse a teacher whose token numbers mean other tokens than the data's. Raises DataError with both numbers."""
-    from transformers import AutoConfig, AutoTokenizer
+    from transformers import AutoConfig
 
     if not Path(teacher, "config.json").is_file():
         raise DataError(f"{teacher}: no config.json; a teacher is a transformers folder")
@@ -151,8 +211,8 @@ def check_vocabulary(teacher: str, data: Any) -> None:
         )
     if not Path(teacher, "tokenizer.json").is_file():
         return
-    theirs = AutoTokenizer.from_pretrained(teacher).get_vocab()
-    ours = AutoTokenizer.from_pretrained(data.tokenizer).get_vocab()
+    theirs = load_tokenizer(teacher).get_vocab()
+    ours = load_tokenizer(data.tokenizer).get_vocab()
     other = sum(theirs.get(token) != number for token, number in ours.items())
     if other:
         raise DataError(
@@ -171,6 +231,8 @@ class States:
     logits: Tensor
     last: Tensor
     blocks: list[Tensor]
+    heads: list[Tensor] = field(default_factory=list)
+    """Queries, keys and values of one block, of whole rows: [rows, heads, seq_len, width] each; or nothing."""
 
 
 @dataclass(frozen=True)
@@ -277,6 +339,18 @@ def distillation_loss(
                 related = related + shares[row == number, n].sum() * loss
         total = total + related
         metrics["relations"] = related.detach()
+    if settings.attends():
+        attended = torch.zeros_like(soft)
+        for n, teacher in enumerate(teachers):
+            for weight, losses_of in (
+                (settings.attention_relation, attention_losses), (settings.value_relation, value_losses),
+            ):  # fmt: skip
+                if weight:
+                    heads = settings.relation_heads or student.heads[0].shape[1]
+                    losses = losses_of(student.heads, teacher.heads, batch.doc_index, heads)[used]
+                    attended = attended + weight * (shares[:, n] * losses).sum()
+        total = total + attended
+        metrics["attention"] = attended.detach()
     zero = 0.0 * (student.last.sum() + sum(one.sum() for one in student.blocks))  # every weight has a gradient
     return Loss(total + zero, float(len(targets)), metrics)
 
@@ -301,16 +375,18 @@ class DistillObjective(SftObjective):
         self.weights = torch.tensor(list(settings.teachers.values()) or [1.0], dtype=torch.float64)
 
     def loss(self, roles: Mapping[str, Role], batch: Batch) -> dict[str, Loss]:
-        student = _states(roles["policy"], batch)
-        teachers = [_states(roles[f"teacher_{n}"], batch) for n in range(len(self.distill.teachers))]
+        heads = 3 if self.distill.attends() else 0
+        student = _states(roles["policy"], batch, heads)
+        teachers = [_states(roles[f"teacher_{n}"], batch, heads) for n in range(len(self.distill.teachers))]
         there = batch.to(student.logits.device)
         stored = _stored(there) if self.distill.stored else None
         return {"policy": distillation_loss(self.distill, student, teachers, there, self.weights, stored)}
 
 
-def _states(role: Any, batch: Batch) -> States:
-    logits, last, *blocks = role(batch, "states")
-    return States(logits, last, blocks)
+def _states(role: Any, batch: Batch, heads: int) -> States:
+    logits, last, *rest = role(batch, "states")
+    blocks = len(rest) - heads
+    return States(logits, last, rest[:blocks], rest[blocks:])
 
 
 def _stored(batch: Batch) -> Stored:
@@ -327,8 +403,10 @@ def roles(settings: Distill, start: Start) -> dict[str, Role]:
     """The student, which is this run's policy, and its frozen teachers: teacher_0, teacher_1, …"""
     if bool(settings.teachers) == settings.stored:
         raise RecipeError("objective: give teachers (folders with weights), or stored: true, and not both")
-    if settings.stored and (settings.features or settings.relations()):
+    if settings.stored and (settings.features or settings.relations() or settings.attends()):
         raise RecipeError("objective: features and relations need a live teacher; stored ones have logits only")
+    if settings.attends() and (start.engine.compile or start.engine.recompute != "none"):
+        raise RecipeError("objective: attention_relation and value_relation need compile: false and recompute: none")
     if settings.teachers and min(settings.teachers.values()) <= 0:
         raise RecipeError(f"objective: teachers' weights must be positive, found {settings.teachers}")
     if settings.trust == "routed":
@@ -338,16 +416,19 @@ def roles(settings: Distill, start: Start) -> dict[str, Role]:
                 f"objective: trust: routed needs one teacher for each data set, found {len(settings.teachers)} "
                 f"teachers and {parts} data sets"
             )
-    attention, device = pick_attention(start.ranks.device), start.ranks.device
+    device = start.ranks.device
+    attention = masked_attention(device, start.engine.attention)
     found, blocks, widths = {}, [], []
+    mine = None
     for folder in settings.teachers:
         check_vocabulary(folder, start.data)
         lm = load(folder)
         pairs = layer_map(settings, start.lm.config.num_hidden_layers, lm.config.num_hidden_layers)
         blocks += [mine for mine, _ in pairs]
         widths += [lm.config.hidden_size] * len(pairs)
-        found[folder] = PackedStates(lm, attention, [other for _, other in pairs])
-    student = PackedStates(start.lm, attention, blocks, widths, start.recipe.seed)
+        mine, other = relation_blocks(settings, start.lm.config, lm.config)
+        found[folder] = PackedStates(lm, attention, [other for _, other in pairs], attends=other)
+    student = PackedStates(start.lm, attention, blocks, widths, start.recipe.seed, mine)
     if start.recipe.peft is not None or start.recipe.prune is not None:
         from trainers.peft.tune import prepare
 

@@ -42,6 +42,9 @@ class EngineSettings(Settings):
     attention: Literal["auto", "sdpa", "flex", "varlen"] = Field(
         "auto", description="kernel of packed attention; auto: flex on CUDA, sdpa with a block mask on CPU"
     )
+    sequence: int = Field(
+        1, gt=0, description="Ulysses: so many ranks share the tokens of every row (pretrain and sft)"
+    )
     bucket: int = Field(50_000_000, gt=0, description="elements per communication bucket")
 
     def check(self) -> None:

@@ -18,19 +18,20 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cluster.errors import DataError, RecipeError
+from cluster.errors import DataError
 from cluster.settings import Settings, make
 from trainers import policy_gradient as pg
 from trainers.answers import Encoder, Message, judged, read_examples
 from trainers.batch import IGNORE, Batch, StepRows
 from trainers.engine import Engine
 from trainers.experience import AnswerRows, Experience, rows_of
-from trainers.model import PackedLM, load
+from trainers.model import PackedLM, load, load_tokenizer
 from trainers.objective import Start
 from trainers.reward import load_reward
 from trainers.rewards import Scorer
 from trainers.roles import Frozen, Role
 from trainers.rollout import EngineSampler, Sampling, check_gap, gap
+from trainers.scatter import Scatter
 
 
 class OnPolicy(Settings):
@@ -59,6 +60,9 @@ class OnPolicy(Settings):
     reference: str = Field("start", description="start: the run's first weights; or a folder")
     validation_prompts: str | None = Field(None, description="held-out prompts, answered greedily at every evaluation")
     slots: int = Field(256, gt=0, description="answers that one rank samples at a time")
+    variance_every: int = Field(
+        0, ge=0, description="iterations between two reports of every Ψ's gradient variance on the same answers"
+    )
 
     def draws(self) -> Sampling:
         """How answers are drawn."""
@@ -117,6 +121,8 @@ class Samples:
     """That the rules took."""
     old: Tensor = field(default_factory=lambda: torch.zeros(0))
     reference: Tensor = field(default_factory=lambda: torch.zeros(0))
+    psis: dict[str, Tensor] = field(default_factory=dict)
+    """By `known`, where they are asked for: every Ψ that these answers allow, not whitened, [answers, width]."""
 
     @property
     def mask(self) -> Tensor:
@@ -127,25 +133,14 @@ class Iterations:
     """The part of an objective that samples, scores and hands out rows; `known` of a subclass says what is learned."""
 
     def __init__(self, settings: OnPolicy, start: Start):
-        from transformers import AutoTokenizer
-
         self.settings, self.ranks, self.recipe = settings, start.ranks, start.recipe
         self.sampling = settings.draws()
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(start.data.tokenizer)
+        self.tokenizer = load_tokenizer(start.data.tokenizer)
         self.pad = int(start.data.about["pad_id"])
         self.prompts = read_prompts(settings.prompts, self.tokenizer)
         self.held_out = read_prompts(settings.validation_prompts, self.tokenizer) if settings.validation_prompts else []
         self.scorer = Scorer(settings.rewards)
-        if not settings.rewards and settings.reward_model is None:
-            raise RecipeError("objective: give rewards, or a reward_model: nothing says which answer is better")
-        answers = self.recipe.batch_rows * settings.minibatches
-        unit = self.sampling.samples * settings.minibatches * self.ranks.world
-        if answers % unit:
-            raise RecipeError(
-                f"batch_rows: {self.recipe.batch_rows} answers per optimiser step are not whole prompts with "
-                f"{self.sampling.samples} answers each on every one of {self.ranks.world} workers; make it a multiple "
-                f"of {self.sampling.samples * self.ranks.world}"
-            )
+        self.recipe.check_whole_prompts(self.sampling.samples, self.ranks.world)  # `workers: auto` was not known before
         self.per_step = self.recipe.batch_rows // self.sampling.samples
         """Prompts per optimiser step, over all ranks."""
         self.cursor, self.beta = start.cursor, start.state.get("kl", settings.kl)
@@ -174,6 +169,8 @@ class Iterations:
             self.score(roles, samples)
             figures = self.ask(roles, samples)
             known = self.known(roles, samples)
+            if settings.variance_every and first // count % settings.variance_every == 0:
+                figures |= self.variances(roles["policy"], samples)
             clock.append(time.perf_counter())
             known |= {"old_log_probs": samples.old, "reference_log_probs": samples.reference}
             figures |= {"rollout_seconds": clock[1] - clock[0], "scoring_seconds": clock[2] - clock[1]}
@@ -210,10 +207,9 @@ class Iterations:
         assert self._sampler is not None
         ids = [prompt.ids for prompt in chosen]
         answers = self._sampler.generate(ids, sampling, numbers)
-        values, clock = [], time.perf_counter()
-        for answer in answers:
-            text = self.tokenizer.decode(answer.tokens, skip_special_tokens=True)
-            values.append(self.scorer(chosen[answer.prompt].record, text))
+        clock = time.perf_counter()
+        texts = [self.tokenizer.decode(answer.tokens, skip_special_tokens=True) for answer in answers]
+        values = self.scorer.all([chosen[answer.prompt].record for answer in answers], texts)
         return Samples(
             rows=rows_of(ids, answers, pad=self.pad),
             scores=torch.tensor([self.scorer.total(value) for value in values], dtype=torch.float32),
@@ -261,6 +257,16 @@ class Iterations:
                 self.beta, distance / count, self.settings.kl_target, int(count), self.settings.kl_horizon
             )
         return figures
+
+    @torch.no_grad()
+    def variances(self, policy: Any, samples: Samples) -> dict[str, float]:
+        """The variance of one answer's gradient by each Ψ, over the answers of all ranks. A collective."""
+        sums, n = Scatter(list(samples.psis)), len(samples.scores)
+        for begin in range(0, n, self.recipe.micro_rows):
+            rows = slice(begin, min(n, begin + self.recipe.micro_rows))
+            scores = policy(trimmed(samples.rows.batch(range(rows.start, rows.stop))), "scores")
+            sums.add({name: psi[rows, : scores.shape[1]] for name, psi in samples.psis.items()}, scores)
+        return {f"variance_{name}": value for name, value in sums.variances(self.ranks.sum(sums.sums())).items()}
 
     @torch.no_grad()
     def over(self, role: Any, samples: Samples, want: Any) -> Tensor:
@@ -384,8 +390,6 @@ def share(mask: Tensor, by: str, longest: int) -> float:
 def policy_roles(settings: OnPolicy, start: Start) -> dict[str, Role]:
     """The policy, and where they are needed the frozen reference and the reward model."""
     temperature = settings.draws().temperature
-    if temperature == 0:
-        raise RecipeError("objective.sampling: temperature: 0 always gives the same answer: nothing can be compared")
     device, needed = start.ranks.device, settings.kl > 0
     first = copy.deepcopy(start.lm) if needed and settings.reference == "start" else None
     # rows are short and their width changes: the mask of SDPA needs no compilation per width

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
+from cluster import storage
 from trainers import checkpoint
 from trainers.batch import PackedRows
 from trainers.checkpoint import Place
@@ -30,8 +30,8 @@ def documents_seen(path: str, *, batch: int = 1000) -> Iterator[tuple[int, str, 
 
 
 def checkpoints_that_saw(run: str, doc_id: bytes) -> list[str]:
-    """The checkpoints of a run whose training had reached a document: all from the first row on that holds it."""
-    found = checkpoint.published(str(Path(run, "checkpoints")))
+    """The checkpoints of a run, or of a folder of them, whose training had reached the first row with a document."""
+    found = checkpoint.published(storage.join(run, "checkpoints")) or checkpoint.published(run)
     if not found:
         return []
     newest = max(found, key=lambda entry: entry[0].cursor)[1]

@@ -11,6 +11,7 @@ import json
 import math
 import os
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +23,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from cluster import storage
 from cluster.errors import DataError, RecipeError
 from cluster.settings import Settings
-from trainers import cross_entropy
+from trainers import cross_entropy, scatter, sequence
 
 Attention = Literal["sdpa", "flex", "varlen"]
 
@@ -100,10 +101,31 @@ def load(folder: str, dtype: torch.dtype = torch.float32) -> Any:
 
     if not Path(folder, "config.json").is_file():
         raise DataError(f"{folder}: no config.json; expected a folder that AutoModelForCausalLM.from_pretrained opens")
-    made = json.loads(Path(folder, "config.json").read_text()).get("architectures") or [""]
-    if made[0].endswith("ForSequenceClassification"):
-        return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
-    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    try:
+        made = json.loads(Path(folder, "config.json").read_text()).get("architectures") or [""]
+        if made[0].endswith("ForSequenceClassification"):
+            return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder}: no model that transformers opens: {error}") from error
+
+
+def load_tokenizer(folder: str) -> Any:
+    """The tokenizer of a local folder, or of one on S3. Raises DataError."""
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as near:
+        here = folder
+        if storage.is_s3(folder):
+            here = near
+            for name, found in storage.find(folder):
+                storage.copy(found.path, os.path.join(near, name))
+        if not Path(here).is_dir():
+            raise DataError(f"{folder}: no such folder; expected one that AutoTokenizer.from_pretrained opens")
+        try:
+            return AutoTokenizer.from_pretrained(here)
+        except (OSError, ValueError) as error:
+            raise DataError(f"{folder}: no tokenizer that transformers opens: {error}") from error
 
 
 def documents_mask(doc_index: Tensor, attention: Attention) -> Any:
@@ -224,6 +246,20 @@ def _packed_varlen(
     return out.view(rows, length, heads, head), None
 
 
+def _told(attend: sequence.Attend) -> sequence.Attend:
+    """The same; where a distillation asked the layer for them (its list `told`), queries, keys and values are noted."""
+
+    def attention(
+        module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+    ) -> tuple[Tensor, None]:
+        told = getattr(module, "told", None)
+        if told is not None:
+            told += [query, key, value]
+        return attend(module, query, key, value, attention_mask, **kwargs)
+
+    return attention
+
+
 def _causal() -> dict[str, Any]:
     """How this torch's varlen_attn is told to look back only: a window since 2.11, a flag before."""
     import inspect
@@ -268,13 +304,15 @@ class PackedLM(nn.Module):
         super().__init__()
         from transformers import AttentionInterface
 
-        AttentionInterface.register("corpusmill_sdpa", _packed_sdpa)
-        AttentionInterface.register("corpusmill_flex", _packed_flex)
-        AttentionInterface.register("corpusmill_varlen", _packed_varlen)
+        AttentionInterface.register("corpusmill_sdpa", sequence.shared(_told(_packed_sdpa)))
+        AttentionInterface.register("corpusmill_flex", sequence.shared(_told(_packed_flex)))
+        AttentionInterface.register("corpusmill_varlen", sequence.shared(_told(_packed_varlen)))
         self.lm = lm
         self.attention, self.loss_chunk = attention, loss_chunk
         self.tuning: Any = None
         """What a method of trainers/peft or trainers/prune does around the forward pass (its Tuning), or None."""
+        self.sequence_group: Any = None
+        """The ranks that share the tokens of a row, where batches are stretches of rows."""
         self.temperature = 1.0
         """Of the softmax: logits are divided by it. Answers sampled at another one are also judged at it."""
         lm.set_attn_implementation(f"corpusmill_{attention}")
@@ -286,13 +324,14 @@ class PackedLM(nn.Module):
         position_ids: Tensor,
         doc_index: Tensor,
         targets: Tensor,
-        want: Literal["loss", "token_losses", "logits"] = "loss",
+        want: Literal["loss", "token_losses", "logits", "scores"] = "loss",
         parts: Tensor | None = None,
     ) -> Tensor:
-        """All inputs [rows, seq_len], `parts` [rows] (see Batch).
+        """All inputs [rows, seq_len], `parts` [rows] (see Batch). Of a stretch of rows doc_index alone is whole.
 
         Returns by `want`: the sum of −log p(target) (scalar), the same per position [rows, seq_len] with 0 where there
-        is no target, or logits [rows, seq_len, vocabulary].
+        is no target, logits [rows, seq_len, vocabulary], or sketched gradients of log p(target) with respect to the
+        output layer [rows, seq_len, SIZE²] (see scatter.py).
         """
         if position_ids is None or doc_index is None:
             raise DataError("packed rows need position_ids and doc_index: without them documents see each other")
@@ -301,12 +340,14 @@ class PackedLM(nn.Module):
         if self.attention == "varlen":
             if self.tuning is not None:
                 raise RecipeError("engine: attention: varlen does not go with a tuning method; use flex or sdpa")
-            starts, length = document_starts(doc_index), input_ids.shape[1]
+            starts, length = document_starts(doc_index), doc_index.shape[1]
             inputs |= {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": length, "max_length_k": length}
         elif self.tuning is None:
             inputs["attention_mask"] = documents_mask(doc_index, self.attention)
         else:
             inputs = self.tuning.arguments(self, inputs, doc_index, targets, parts)
+        if doc_index.shape != input_ids.shape:
+            inputs["sequence_group"] = self.sequence_group
         # a method may have put positions in front
         hidden = lm.get_decoder()(**inputs, use_cache=False).last_hidden_state[:, -input_ids.shape[1] :]
         if self.temperature != 1.0:
@@ -317,6 +358,8 @@ class PackedLM(nn.Module):
         flat, goals = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
         if want == "loss":
             return cross_entropy.loss_sum(flat, head.weight, goals, self.loss_chunk)
+        if want == "scores":
+            return scatter.sketched_scores(flat, head.weight, goals, self.loss_chunk).unflatten(0, targets.shape)
         return cross_entropy.token_losses(flat, head.weight, goals, self.loss_chunk).reshape(targets.shape)
 
 
@@ -332,6 +375,13 @@ def pick_attention(device: torch.device, wanted: Literal["auto"] | Attention = "
     if wanted != "auto":
         return wanted
     return "flex" if device.type == "cuda" else "sdpa"
+
+
+def masked_attention(device: torch.device, wanted: Literal["auto"] | Attention = "auto") -> Attention:
+    """`pick_attention` for models that take document masks alone. Raises RecipeError for varlen, which has none."""
+    if wanted == "varlen":
+        raise RecipeError("engine: attention: varlen is for next tokens alone; reward models and students take flex")
+    return pick_attention(device, wanted)
 
 
 def export(lm: Any, state: dict[str, Tensor], tokenizer: str | None, folder: str) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from torch import Tensor
 
+from trainers import sequence
 from trainers.batch import Batch, Loader, PackedRows, StepRows
 from trainers.mixture import Mixture
 from trainers.ranks import Ranks
@@ -77,13 +78,17 @@ class Start:
     state: dict[str, float] = field(default_factory=dict)
     """What the objective said of itself (StepRows.state) where the run goes on."""
 
+    def _stretch(self, batch: Batch) -> Batch:
+        return sequence.stretch(batch, self.ranks.place, self.ranks.sequence)
+
     def loader(self) -> Loader:
-        """This rank's rows from the cursor on."""
+        """This rank's rows from the cursor on, or its stretch of them."""
         return Loader(
             self.data,
             rows_per_step=self.recipe.batch_rows,
             micro_rows=self.recipe.micro_rows,
-            rank=self.ranks.rank,
-            world=self.ranks.world,
+            rank=self.ranks.data_rank,
+            world=self.ranks.data_world,
             cursor=self.cursor,
+            part=None if self.ranks.sequence == 1 else self._stretch,
         )

@@ -105,6 +105,28 @@ def gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: 
     return out
 
 
+Psi = Literal["return", "reward_to_go", "baseline", "q", "advantage", "td", "gae"]
+
+
+def psi_of(
+    name: Psi, rewards: Tensor, values: Tensor, mask: Tensor, gamma: float = 1.0, lam: float = 0.95, steps: int = 1
+) -> Tensor:
+    """Any Ψ by its name, [rows, time]; `baseline` is reward-to-go less V, `q` and `advantage` look `steps` ahead."""
+    if name == "return":
+        return trajectory_return(rewards, mask, gamma)
+    if name == "reward_to_go":
+        return reward_to_go(rewards, mask, gamma)
+    if name == "baseline":
+        return with_baseline(reward_to_go(rewards, mask, gamma), values, mask)
+    if name == "q":
+        return action_value(rewards, values, mask, gamma, steps)
+    if name == "advantage":
+        return advantage(rewards, values, mask, gamma, steps)
+    if name == "td":
+        return td_residual(rewards, values, mask, gamma)
+    return gae(rewards, values, mask, gamma, lam)
+
+
 # ---- what the critic learns ----------------------------------------------------------------------------------------
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field
 from torch import Tensor
@@ -26,6 +26,8 @@ class PPO(OnPolicy):
     """Settings of the objective."""
 
     gamma: float = Field(1.0, ge=0, le=1, description="discount per token")
+    psi: pg.Psi = Field("gae", description="what weighs a token: return, reward_to_go, baseline, q, advantage, td, gae")
+    psi_steps: int = Field(1, gt=0, description="how far q and advantage look before they ask the critic")
     lam: float = Field(0.95, ge=0, le=1, description="λ of GAE")
     critic: str = Field(
         "start", description="start: the run's first weights with a new head; or a reward model's folder"
@@ -62,9 +64,14 @@ class PPOObjective(Iterations):
         if settings.whiten_rewards:
             over = self.ranks.sum(pg.moments(rewards, mask))
             rewards = pg.whiten(rewards, mask, keep_mean=True, over=over)
-        advantages = pg.gae(rewards, values, mask, settings.gamma, settings.lam)
+        gamma, lam, steps = settings.gamma, settings.lam, settings.psi_steps
+        advantages = pg.psi_of(settings.psi, rewards, values, mask, gamma, lam, steps)
+        if settings.variance_every:
+            samples.psis = {
+                name: pg.psi_of(name, rewards, values, mask, gamma, lam, steps) for name in get_args(pg.Psi)
+            }
         if settings.target == "gae":
-            returns = pg.gae_target(advantages, values, mask)
+            returns = pg.gae_target(pg.gae(rewards, values, mask, gamma, lam), values, mask)
         else:
             returns = pg.td_target(rewards, values, mask, settings.gamma)
         if settings.whiten != "none":

@@ -13,7 +13,7 @@ from trainers.batch import Batch, PackedRows, StepRows
 from trainers.engine import Engine
 from trainers.evaluate import few_shot, samples
 from trainers.evaluate.held_out import HeldOut, measure_all
-from trainers.model import PackedLM, pick_attention
+from trainers.model import PackedLM, load_tokenizer, pick_attention
 from trainers.objective import Loss, Objective, Start
 from trainers.roles import Role
 
@@ -51,9 +51,7 @@ class PretrainObjective:
         self.settings, self.ranks = settings, ranks
         self.tasks = [few_shot.read_task(path, settings.task_items) for path in settings.tasks]
         if self.tasks or settings.prompts:
-            from transformers import AutoTokenizer
-
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(data.tokenizer)
+            self.tokenizer = load_tokenizer(data.tokenizer)
         folders = {"": data.folder} if data.has_split("validation") else {}
         self.held_out = {}
         for name, folder in {**folders, **settings.held_out}.items():
@@ -111,6 +109,7 @@ def policy(start: Start) -> Engine:
         from trainers.peft.tune import prepare
 
         prepare(packed, start.recipe, start.engine)
+    packed.sequence_group = start.ranks.sequence_group()
     return Engine(packed, start.engine, start.ranks, start.recipe.micro_rows)
 
 

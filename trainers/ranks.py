@@ -5,9 +5,12 @@ from __future__ import annotations
 import datetime
 import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
+
+_groups: dict[tuple[int, int], Any] = {}
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,34 @@ class Ranks:
     rank: int
     world: int
     device: torch.device
+    sequence: int = 1
+    """How many ranks share the tokens of every row: neighbours, with one share of the rows (see trainers/sequence)."""
+
+    @property
+    def data_rank(self) -> int:
+        """Whose rows these are, among `data_world`."""
+        return self.rank // self.sequence
+
+    @property
+    def data_world(self) -> int:
+        """How many ranks, or groups of ranks that share their rows, there are."""
+        return self.world // self.sequence
+
+    @property
+    def place(self) -> int:
+        """Which stretch of its rows this rank has."""
+        return self.rank % self.sequence
+
+    def sequence_group(self) -> Any:
+        """The process group of the ranks that share this one's rows; None when it has them alone. A collective."""
+        if self.sequence == 1:
+            return None
+        key = (self.world, self.sequence)
+        if key not in _groups:
+            first = range(0, self.world, self.sequence)
+            made = [dist.new_group(list(range(one, one + self.sequence))) for one in first]
+            _groups[key] = made[self.data_rank]
+        return _groups[key]
 
     def sum(self, values: list[float]) -> list[float]:
         """Element-wise sum over ranks, in float64; the same result on every rank. A collective."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from cluster.errors import RecipeError, nearest
 from cluster.settings import Settings, assign, make, read_yaml
@@ -18,7 +18,7 @@ TRAINERS = ("pretrain", "sft", "preference", "reward", "distill", "grpo", "ppo")
 class Continue(Settings):
     """Going on from another run: its weights and AdamW moments, new data, a new schedule from step 0."""
 
-    run: str = Field(description="folder of a training run, or of one of its checkpoints")
+    run: str = Field(description="folder of a training run, of its checkpoints, or of one of them (local or s3://)")
     at: Literal["corner", "final"] | int = Field(
         "corner",
         description="corner: before the decay, at the stable rate; final: the decayed model, to re-warm; or a step",
@@ -55,13 +55,16 @@ class TrainRecipe(Settings):
     batch_rows: int = Field(64, gt=0, description="packed rows per optimiser step, over all devices")
     micro_rows: int = Field(8, gt=0, description="packed rows per forward pass of one device")
 
-    workers: int | Literal["auto"] = Field("auto", description="devices; auto: every GPU, or 2 CPU processes")
+    workers: PositiveInt | Literal["auto"] = Field("auto", description="devices; auto: every GPU, or 2 CPU processes")
     device: Literal["auto", "cuda", "cpu"] = Field("auto", description="auto: cuda where there is one")
     threads: int | None = Field(
         None, gt=0, description="CPU threads of each worker; None: 1 on CPU, a fair share on GPU"
     )
     seed: int = Field(0, ge=0, description="of the initial weights")
     validate_every: int = Field(0, ge=0, description="steps between evaluations; 0: only at the end")
+    checkpoints: str | None = Field(
+        None, description="folder of the checkpoints, local or s3://, that all nodes see; None: OUT/checkpoints"
+    )
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: corner and end only")
     save_at: tuple[int, ...] = Field((), description="steps whose checkpoint is kept for runs that branch off there")
     keep: int = Field(2, gt=0, description="regular checkpoints to keep; corners and the last one always stay")
@@ -102,8 +105,6 @@ class TrainRecipe(Settings):
             raise RecipeError("continue: rows: next goes on with the old rows alone; replay is for rows: new")
         if self.peft is not None and (self.continue_ or not self.start_from):
             raise RecipeError("peft: tunes a trained model; name its transformers folder (an export) in start_from")
-        if self.trainer == "reward" and (self.peft is not None or self.prune is not None):
-            raise RecipeError("peft and prune: not for trainer: reward, whose model is no language model")
         if self.peft is not None and self.prune is not None:
             raise RecipeError("peft and prune: masks belong to weights that are trained; give one of them")
         if self.trainer in ("grpo", "ppo"):
@@ -113,8 +114,42 @@ class TrainRecipe(Settings):
                 raise RecipeError(f"peft and prune: not for trainer: {self.trainer}, whose sampler takes whole weights")
             if self.continue_ is not None:
                 raise RecipeError(f"continue: not for trainer: {self.trainer}; name the old run's model in start_from")
+            self._check_samples()
+        if self.engine.get("sequence", 1) > 1:
+            if self.trainer not in ("pretrain", "sft"):
+                raise RecipeError(f"engine: sequence: not for trainer: {self.trainer}, whose loss needs whole answers")
+            if self.peft is not None or self.prune is not None:
+                raise RecipeError("engine: sequence: not with peft or prune, which need whole rows")
         if len(given) > 1:
             raise RecipeError(f"give one of steps, tokens, epochs; found {' and '.join(given)}")
+
+    def _check_samples(self) -> None:
+        """What `grpo` and `ppo` need to learn from own samples, as far as it shows without a model."""
+        from trainers.rewards import Scorer
+
+        rewards, sampling = self.objective.get("rewards") or {}, self.objective.get("sampling") or {}
+        if not rewards and self.objective.get("reward_model") is None:
+            raise RecipeError("objective: give rewards, or a reward_model: nothing says which answer is better")
+        if isinstance(rewards, Mapping):
+            Scorer({name: given for name, given in rewards.items() if ":" not in name})
+        samples = sampling.get("samples", 1)
+        if sampling.get("temperature", 1.0) == 0:
+            raise RecipeError(
+                "objective.sampling: temperature: 0 always gives the same answer: nothing can be compared"
+            )
+        advantage = self.objective.get("advantage", "grpo")
+        if self.trainer == "grpo" and advantage in ("grpo", "dr_grpo", "rloo") and samples == 1:
+            raise RecipeError(f"objective.sampling.samples: {advantage} compares answers; give 2 or more")
+        if isinstance(samples, int) and samples > 0 and isinstance(self.workers, int):
+            self.check_whole_prompts(samples, self.workers)
+
+    def check_whole_prompts(self, samples: int, world: int) -> None:
+        """Refuse optimiser steps that would cut the answers to a prompt apart. Raises RecipeError."""
+        if self.batch_rows % (samples * world):
+            raise RecipeError(
+                f"batch_rows: {self.batch_rows} answers per optimiser step are not whole prompts with {samples} "
+                f"answers each on every one of {world} workers; make it a multiple of {samples * world}"
+            )
 
 
 def load_recipe(path: str, changes: Sequence[str] = ()) -> TrainRecipe:

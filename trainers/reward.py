@@ -8,14 +8,14 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from cluster.errors import DataError
 from cluster.settings import Settings
 from trainers.batch import Batch, PackedRows, StepRows, shared_out
 from trainers.engine import Engine
-from trainers.model import Attention, PackedLM, documents_mask, pick_attention
+from trainers.model import PackedLM, documents_mask, masked_attention
 from trainers.objective import Loss, Objective, Start
 from trainers.preference import answer_lengths, pairs_of
 from trainers.roles import Role, Want
@@ -59,25 +59,31 @@ def label_loss(values: Tensor, right: Tensor) -> Loss:
 # ---- the model ---------------------------------------------------------------------------------------------------
 
 
-class PackedReward(nn.Module):
+class PackedReward(PackedLM):
     """A transformers sequence classifier with one label, over packed rows: a value at every position."""
 
-    def __init__(self, lm: Any, attention: Attention = "sdpa"):
-        super().__init__()
-        PackedLM(lm, attention)  # registers the attention and sets it
-        self.lm, self.attention = lm, attention
-
     def forward(
-        self, input_ids: Tensor, position_ids: Tensor, doc_index: Tensor, targets: Tensor, _want: Want = "values"
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        doc_index: Tensor,
+        targets: Tensor,
+        _want: Want = "values",
+        parts: Tensor | None = None,
     ) -> Tensor:
-        """All inputs [rows, seq_len] (targets unused) → values [rows, seq_len] of the text up to each position."""
-        hidden = self.lm.model(
-            input_ids=input_ids,
-            position_ids=position_ids,
-            attention_mask=documents_mask(doc_index, self.attention),
-            use_cache=False,
-        ).last_hidden_state
-        return self.lm.score(hidden).squeeze(-1)  # type: ignore[no-any-return]
+        """All inputs [rows, seq_len] → values [rows, seq_len] of the text up to each position.
+
+        No value depends on the targets, but for a tuning method that leaves rows without one out of its penalties.
+        """
+        lm: Any = self.lm
+        inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
+        if self.tuning is None:
+            inputs["attention_mask"] = documents_mask(doc_index, self.attention)
+        else:
+            inputs = self.tuning.arguments(self, inputs, doc_index, targets, parts)
+        # a method may have put positions in front
+        hidden = lm.model(**inputs, use_cache=False).last_hidden_state[:, -input_ids.shape[1] :]
+        return lm.score(hidden).squeeze(-1)  # type: ignore[no-any-return]
 
 
 def classifier(lm: Any, head_std: float | None, seed: int) -> Any:
@@ -271,8 +277,13 @@ SETTINGS = Reward
 def roles(settings: Reward, start: Start) -> dict[str, Role]:
     """The reward model, which is the policy of this run: it is trained."""
     packed = PackedReward(
-        classifier(start.lm, settings.head_std, start.recipe.seed), pick_attention(start.ranks.device)
+        classifier(start.lm, settings.head_std, start.recipe.seed),
+        masked_attention(start.ranks.device, start.engine.attention),
     )
+    if start.recipe.peft is not None or start.recipe.prune is not None:
+        from trainers.peft.tune import prepare
+
+        prepare(packed, start.recipe, start.engine)
     return {"policy": Engine(packed, start.engine, start.ranks, start.recipe.micro_rows)}
 
 

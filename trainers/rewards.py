@@ -1,14 +1,16 @@
 """What an answer is worth, by rules: right numbers, mathematics, passed tests, format, length; summed by weights.
 
 Every rule is a function of the prompt's record (its line of the prompts file) and the answer's text, and of settings
-that the recipe gives beside its weight. `rewards: {number: 1.0, format: {weight: 0.2, pattern: "…"}}`.
+that the recipe gives beside its weight. `rewards: {number: 1.0, format: {weight: 0.2, pattern: "…"}}`. A function whose
+first parameter is named `records` is given all records and answers at once, as lists: a model that judges reads them
+together.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
@@ -118,11 +120,25 @@ class Scorer:
 
     def __call__(self, record: Record, answer: str) -> dict[str, float]:
         """The value of every rule by name, unweighted."""
-        return {name: rule(record, answer, **settings) for name, rule, _, settings in self.parts}
+        return self.all([record], [answer])[0]
+
+    def all(self, records: Sequence[Record], answers: Sequence[str]) -> list[dict[str, float]]:
+        """The same for many answers."""
+        columns: dict[str, list[float]] = {}
+        for name, rule, _, settings in self.parts:
+            if _takes_all(rule):
+                columns[name] = list(rule(records, answers, **settings))  # type: ignore[arg-type,call-overload]
+            else:
+                columns[name] = [rule(r, a, **settings) for r, a in zip(records, answers, strict=True)]
+        return [{name: values[i] for name, values in columns.items()} for i in range(len(answers))]
 
     def total(self, values: Mapping[str, float]) -> float:
         """Σ weight · value."""
         return sum(weight * values[name] for name, _, weight, _ in self.parts)
+
+
+def _takes_all(rule: Rule) -> bool:
+    return next(iter(inspect.signature(rule).parameters)) == "records"
 
 
 def _rule(name: str) -> Rule:

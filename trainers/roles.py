@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from trainers.batch import Batch
 
-Want = Literal["loss", "token_losses", "logits", "values", "states"]
+Want = Literal["loss", "token_losses", "logits", "values", "states", "scores"]
 
 
 class Role(Protocol):

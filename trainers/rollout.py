@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cluster.errors import DataError, RunError
 from cluster.settings import Settings
+from trainers.answers import turn_end
 from trainers.cache import Cache, cached_attention
 from trainers.engine import Engine
 
@@ -84,6 +85,8 @@ class Sampler:
         self.tokenizer, self.slots, self.device = tokenizer, slots, device
         eos = config.eos_token_id
         self.ends = set(eos if isinstance(eos, list) else [eos]) | {tokenizer.eos_token_id}
+        if (turn := turn_end(tokenizer)) in tokenizer.get_vocab():  # a model that chats ends its turn with this
+            self.ends.add(tokenizer.convert_tokens_to_ids(turn))
         self.ahead = ahead if ahead is not None else 8 if device.type == "cuda" else 1
         self._decoder: _Decoder | None = None
         self.steps = 0

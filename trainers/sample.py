@@ -12,14 +12,13 @@ def sample(
     same text on the same machine.
     """
     import torch
-    from transformers import AutoTokenizer
     from transformers.utils import logging
 
-    from trainers.model import load
+    from trainers.model import load, load_tokenizer
 
     logging.disable_progress_bar()
     model = load(folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     ids = tokenizer(prompt, return_tensors="pt", add_special_tokens=False).input_ids
     if ids.shape[1] == 0:
         ids = torch.tensor([[model.config.eos_token_id]])

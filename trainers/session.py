@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
+from cluster import storage
 from cluster.errors import DataError
 from cluster.settings import make
-from trainers import checkpoint, model
+from trainers import checkpoint, model, sequence
 from trainers.batch import PackedRows
 from trainers.checkpoint import Place
 from trainers.engine import Engine, EngineSettings
@@ -42,6 +43,10 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
     shape = old[0].shape if old else {"model": recipe.model, "start_from": recipe.start_from}
     lm = new_model(shape, data, recipe.seed)
     engine_settings = make(EngineSettings, recipe.engine, "engine")
+    if engine_settings.sequence > 1:
+        heads = lm.config.num_attention_heads
+        sequence.check(engine_settings.sequence, world=ranks.world, heads=heads, seq_len=data.seq_len)
+        ranks = replace(ranks, sequence=engine_settings.sequence)
     if hasattr(lm, "score") and recipe.trainer != "reward":
         raise DataError(
             f"{shape['start_from']}: a reward model, which predicts no tokens; only trainer: reward takes it"
@@ -53,7 +58,7 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
     start = Start(recipe, data, ranks, engine_settings, lm)
     roles: dict[str, Role] = trainer.roles(settings, start)
     trained = {name: role for name, role in roles.items() if isinstance(role, Engine)}
-    folder = os.path.join(out, "checkpoints")
+    folder = recipe.checkpoints or os.path.join(out, "checkpoints")
     found = checkpoint.latest(folder)
     place = Place(0, 0, 0, recipe=raw, data=described(data), shape=shape)
     if found:
@@ -83,10 +88,10 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
         expected = expected_memory(
             lm,
             engine_settings,
-            recipe.micro_rows * data.seq_len,
+            recipe.micro_rows * data.seq_len // ranks.sequence,
             ranks,
             trained["policy"],
-            accumulates=recipe.batch_rows > recipe.micro_rows * ranks.world,
+            accumulates=recipe.batch_rows > recipe.micro_rows * ranks.data_world,
         )
         share = trained["policy"].trained_parameters() / parameters
         log.write({"step": place.step, "memory_expected_gib": expected.total / 2**30, "trained_share": share})
@@ -122,9 +127,9 @@ def origin(recipe: TrainRecipe) -> tuple[Place, str] | None:
     if recipe.continue_ is None:
         return None
     folder = recipe.continue_.run
-    if os.path.exists(os.path.join(folder, "checkpoint.json")):
+    if storage.exists(storage.join(folder, "checkpoint.json")):
         return checkpoint.read_place(folder), folder
-    found = checkpoint.published(os.path.join(folder, "checkpoints"))
+    found = checkpoint.published(storage.join(folder, "checkpoints")) or checkpoint.published(folder)
     kinds = [place.kind for place, _ in found]
     if isinstance(recipe.continue_.at, int):
         chosen = [entry for entry in found if entry[0].step == recipe.continue_.at]
@@ -220,7 +225,13 @@ def write_tuned(
     plain: Any = None
     if ranks.rank == 0:
         # on a model of its own: the trained one may be in parts, or on a GPU with no room left
-        packed = model.PackedLM(new_model(shape, data, recipe.seed))
+        lm = new_model(shape, data, recipe.seed)
+        if recipe.trainer == "reward":
+            from trainers.reward import PackedReward, classifier
+
+            packed: model.PackedLM = PackedReward(classifier(lm, None, recipe.seed))
+        else:
+            packed = model.PackedLM(lm)
         if recipe.peft is not None:
             method = peft.method_of(recipe.peft)
             peft.attach(method, packed, recipe.seed)

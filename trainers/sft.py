@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cluster.errors import DataError
+from cluster.errors import DataError, RecipeError
 from cluster.settings import Settings
 from trainers import pretrain
 from trainers.batch import IGNORE, Batch, PackedRows, StepRows
@@ -63,6 +63,9 @@ class SftObjective:
     def __init__(self, settings: Sft, start: Start):
         self.loader = start.loader()
         self.settings, self.ranks = settings, start.ranks
+        if settings.turns == "last" and start.ranks.sequence > 1:
+            self.loader.close()
+            raise RecipeError("objective: turns: last needs whole conversations; engine: sequence gives stretches")
         self.refused = 0
         """Optimiser steps' rows that were passed over because no rank had a target in them."""
         self._most = max(1, -(-start.data.rows // start.recipe.batch_rows))

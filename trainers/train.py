@@ -7,20 +7,19 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cluster import placement, storage
 from cluster import ray as cluster_ray
-from cluster import storage
 from cluster.errors import RecipeError, RunError
 from pipeline.schema import DATASET_FILE
+from trainers import shelf
 from trainers.page import write_page
 from trainers.recipe import TrainRecipe, from_mapping, write
+from trainers.workers import Crew, Lost, attempt, outlived
 
 if TYPE_CHECKING:
     from rich.console import Console
-
-    from trainers.workers import Crew
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,8 @@ def train(
         raise RecipeError("no output folder: give --out, or `out:` in the recipe")
     if storage.is_s3(folder):
         raise RecipeError(
-            f"{folder}: checkpoints need a folder that all workers share; copy the export to s3 afterwards"
+            f"{folder}: the run's log and export need a local folder; give one to --out, and `checkpoints: {folder}` "
+            "for its checkpoints"
         )
     folder = storage.absolute(folder)
     shares = {storage.absolute(path): share for path, share in recipe.folders().items()}
@@ -74,11 +74,14 @@ def train(
         about = json.loads(storage.read_bytes(storage.join(path, DATASET_FILE)))
         rows, tokens = rows + about["rows"], tokens + about["tokens"]
     data = next(iter(shares)) if isinstance(recipe.data, str) else shares
-    recipe = recipe.model_copy(update={"data": data, "out": folder})
+    own = recipe.checkpoints and storage.absolute(recipe.checkpoints)
+    shelf_folder = own or storage.join(folder, "checkpoints")
+    recipe = recipe.model_copy(update={"data": data, "out": folder, "checkpoints": own})
     steps = recipe.total_steps(rows, tokens)
-    _check_resume(recipe, folder)
+    outlived(folder)
+    _check_resume(recipe, shelf_folder)
     write(recipe, folder)
-    _clear_unfinished(folder)
+    shelf.clear_unfinished(shelf_folder)
 
     started = time.monotonic()
     device, world = _devices(recipe)
@@ -89,39 +92,46 @@ def train(
             try:
                 results = _attempt(recipe, folder, world, device, show, crew)
                 break
-            except _lost() as error:
+            except Lost as error:
                 restarts += 1
                 if restarts > recipe.max_restarts:
                     raise RunError(
                         f"{error}. Gave up after {recipe.max_restarts} restarts; the last checkpoint stays, the same "
                         "command goes on from it"
                     ) from error
-                _clear_unfinished(folder)
+                shelf.clear_unfinished(shelf_folder)
                 show.say(f"{error}; restart {restarts} of {recipe.max_restarts} from the last checkpoint")
-                left = _devices(recipe) if recipe.workers == "auto" and device == "cuda" else (device, world)
-                if left[0] == device and left[1] < world:  # a node went with its GPUs: the same rows on those left
-                    show.say(f"{world - left[1]} of {world} GPUs are gone; going on with {left[1]}")
-                    world = left[1]
-    report = _report(folder, results[0], time.monotonic() - started, restarts)
+                world = _left(recipe, device, world, show)
+            except placement.NoRoom:
+                left = _left(recipe, device, world, show) if restarts else world
+                if left == world:
+                    raise
+                world = left
+    report = _report(folder, shelf_folder, results[0], time.monotonic() - started, restarts)
     write_page(folder)
     return report
+
+
+def _left(recipe: TrainRecipe, device: str, world: int, show: _Progress) -> int:
+    """After a loss: how many workers go on. A node went with its GPUs: the same rows on those that are left."""
+    if recipe.workers != "auto" or device != "cuda":
+        return world
+    kind, count = _devices(recipe)
+    size = recipe.engine.get("sequence", 1)
+    count = count - count % size or size  # ranks that share rows come and go together
+    if kind != device or count >= world:
+        return world
+    show.say(f"{world - count} of {world} GPUs are gone; going on with {count}")
+    return count
 
 
 def _attempt(
     recipe: TrainRecipe, folder: str, world: int, device: str, show: _Progress, crew: Crew | None
 ) -> list[dict[str, Any]]:
-    from trainers import workers
-
     if crew is not None:
-        return workers.attempt(recipe.plain(), folder, world, device, show.line, crew)
-    with workers.Crew() as own:
-        return workers.attempt(recipe.plain(), folder, world, device, show.line, own)
-
-
-def _lost() -> type[Exception]:
-    from trainers.workers import Lost
-
-    return Lost
+        return attempt(recipe.plain(), folder, world, device, show.line, crew)
+    with Crew() as own:
+        return attempt(recipe.plain(), folder, world, device, show.line, own)
 
 
 def _devices(recipe: TrainRecipe) -> tuple[str, int]:
@@ -142,10 +152,10 @@ _FIXED = ("trainer", "data", "model", "start_from", "continue", "batch_rows", "s
 
 def _check_resume(recipe: TrainRecipe, folder: str) -> None:
     """Refuse to go on from a checkpoint with another model, data set or batch."""
-    newest = max(Path(folder, "checkpoints").glob("step-*/checkpoint.json"), default=None)
-    if newest is None:
+    found = shelf.published(folder)
+    if not found:
         return
-    before = json.loads(newest.read_text())["recipe"]
+    before = shelf.about(found[-1])["recipe"]
     now = recipe.plain()
     for name in _FIXED:
         if before.get(name) != now[name]:
@@ -155,28 +165,20 @@ def _check_resume(recipe: TrainRecipe, folder: str) -> None:
             )
 
 
-def _clear_unfinished(folder: str) -> None:
-    import shutil
-
-    for path in Path(folder, "checkpoints").glob("*.tmp"):
-        shutil.rmtree(path, ignore_errors=True)
-
-
-def _report(folder: str, result: dict[str, Any], seconds: float, restarts: int) -> TrainReport:
+def _report(folder: str, shelf_folder: str, result: dict[str, Any], seconds: float, restarts: int) -> TrainReport:
     from trainers.log import read_metrics
 
     lines = read_metrics(folder)
     losses = {line["step"]: line["loss"] for line in lines if "loss" in line}
     if not losses:
         raise RunError(f"{folder}: no step was trained")
-    newest = max(Path(folder, "checkpoints").glob("step-*/checkpoint.json"), default=None)
     return TrainReport(
         steps=result["steps"],
         steps_done=result["steps_done"],
         first_loss=losses[min(losses)],
         last_loss=losses[max(losses)],
         validation={line["step"]: line["validation"] for line in lines if "validation" in line},
-        checkpoint=str(newest.parent) if newest else None,
+        checkpoint=next(reversed(shelf.published(shelf_folder)), None),
         export=result["export"],
         parameters=result["parameters"],
         tokens=next((line["tokens"] for line in reversed(lines) if "tokens" in line), 0),

@@ -7,15 +7,18 @@ and go on from the last checkpoint, with the very next row.
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from cluster import placement
-from cluster.errors import RunError
+from cluster.errors import RecipeError, RunError
 
 
 class Worker:
@@ -185,9 +188,6 @@ def attempt(
 
     Raises Lost when a worker died or hung, RunError (with rank, stage and the worker's traceback) when one failed.
     """
-    import json
-    from pathlib import Path
-
     import ray
 
     group = crew.take(world, device, recipe["threads"])
@@ -220,6 +220,21 @@ def attempt(
         Path(out, "workers.json").unlink(missing_ok=True)
 
 
+def outlived(out: str, seconds: float = 30.0) -> None:
+    """Wait for the workers of a driver that was killed in this folder: Ray ends them, but not at once."""
+    import psutil
+
+    left, pids = [], []
+    with contextlib.suppress(OSError, ValueError):  # there is no such file, or it was being written
+        pids = json.loads(Path(out, "workers.json").read_text())["pids"]
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            if "ray::" in " ".join(process.cmdline()):
+                left.append(process)
+    psutil.wait_procs(left, timeout=seconds)
+
+
 def _result(future: Any, rank: int) -> dict[str, Any]:
     import ray
 
@@ -249,6 +264,8 @@ def _explain(failed: dict[int, dict[str, Any]], waiting: dict[Any, int]) -> None
         rank, result = next(iter(failed.items()))
         raise Lost(f"rank {rank} lost its peers in '{result['stage']}' at step {result['step']}: {result['summary']}")
     rank, result = min(own.items())
+    if result["exit_code"] == RecipeError.exit_code:  # the user's, not ours: no traceback
+        raise RecipeError(result["summary"].partition(": ")[2])
     error = RunError(
         f"rank {rank} failed in '{result['stage']}' at step {result['step']}: {result['summary']}\n\n{result['error']}"
     )

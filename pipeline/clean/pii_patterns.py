@@ -17,22 +17,28 @@ _FILES = frozenset((b"png", b"jpg", b"jpeg", b"gif", b"svg", b"webp", b"css", b"
 _IPV4 = re.compile(rb"(?:\d{1,3}\.){3}\d{1,3}(?![0-9A-Za-z_]|\.\d|-\d)")
 _IPV6 = re.compile(rb"[0-9A-Fa-f:]{4,39}(?::\d{1,3}(?:\.\d{1,3}){3})?(?![0-9A-Za-z:])")
 _VERSION = re.compile(
-    rb"(?i)(?:\bv|\bver\.?|\bversions?|\breleases?|\bbuild|\bsection|\bchapter|\xe7\x89\x88\xe6\x9c\xac)[ :=]*$"
+    rb"(?i)(?:\b(?:v|ver\.?|versions?|releases?|build|firmware|section|chapter)|\xe7\x89\x88\xe6\x9c\xac)[ :=]*$"
 )
 _NOT_NUMBER = rb"(?![0-9A-Za-z_]|[-.]\d)"
-_CN_ID = re.compile(rb"[1-9]\d{5}(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\d{3}[0-9Xx]" + _NOT_NUMBER)
-_CN_MOBILE = re.compile(rb"(?:86[ -]?)?(1[3-9]\d)([ -]?)\d{4}\2\d{4}" + _NOT_NUMBER)
+_CN_ID = re.compile(
+    rb"[1-9]\d{5}( ?)(?:18|19|20)\d{2}(?:0[1-9]|1[0-2])(?:0[1-9]|[12]\d|3[01])\1\d{3}[0-9Xx]" + _NOT_NUMBER
+)
+_CN_MOBILE = re.compile(rb"(?:(?:00)?86[ -]?)?(1[3-9]\d)([ -]?)\d{4}\2\d{4}" + _NOT_NUMBER)
 _CARD = re.compile(rb"\d{4}(?:([ -]?)\d{4}\1\d{4}\1\d{4}(?:\1\d{3})?|([ -]?)\d{6}\2\d{4,5})" + _NOT_NUMBER)
+_IBAN_HEAD = re.compile(rb"[A-Z]{2}\d{2}(?: [A-Z0-9]{4})* $")  # its groups look like a card's
 _PHONES = (
     re.compile(rb"[1-9]\d{0,2}[ .-]?(?:\(\d{1,4}\)[ .-]?)?\d{1,4}(?:[ .-]?\d{2,4}){1,4}" + _NOT_NUMBER),  # after a +
-    re.compile(rb"(?:1[ .-])?(?:\([2-9]\d{2}\)|[2-9]\d{2})[ .-]{1,2}[2-9]\d{2}[.-]\d{4}" + _NOT_NUMBER),
-    re.compile(rb"(?:\(0\d{2,3}\)|0\d{2,3})[ -]{1,2}[2-9]\d{6,7}" + _NOT_NUMBER),
+    re.compile(rb"(?:1[ .-])?(?:\([2-9]\d{2}\)[ .-]{0,2}|[2-9]\d{2}[ .-]{1,2})[2-9]\d{2}[.-]\d{4}" + _NOT_NUMBER),
+    re.compile(rb"(?:\(0\d{2,3}\)[ -]{0,2}|0\d{2,3}[ -]{1,2})[2-9]\d{6,7}" + _NOT_NUMBER),
+    # France, Great Britain; not the end of a longer number in groups
+    re.compile(rb"(?<!\d )0[1-9](?:(?:[ .]\d{2}){4}|\d{1,2} \d{3,4} \d{4})(?! \d)" + _NOT_NUMBER),
 )
 _IBAN = re.compile(rb"[A-Z]{2}\d{2}(?:[A-Z0-9]{11,30}|(?: [A-Z0-9]{4}){2,7}(?: [A-Z0-9]{1,3})?)(?![A-Za-z0-9])")
 _KEYS = re.compile(
     rb"(?:(?:AKIA|ASIA)[0-9A-Z]{16}|gh[pousr]_[A-Za-z0-9]{36}|github_pat_[A-Za-z0-9_]{60,90}|sk-(?:[a-z]+-)*[A-Za-z0-9_-]{32,}"
     rb"|xox[abeoprs]-[0-9A-Za-z-]{20,}|AIza[0-9A-Za-z_-]{35}|glpat-[0-9A-Za-z_-]{20}|hf_[A-Za-z]{34}"
-    rb"|npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{50,})(?![A-Za-z0-9_])"
+    rb"|npm_[A-Za-z0-9]{36}|pypi-[A-Za-z0-9_-]{50,}|[sr]k_live_[A-Za-z0-9]{24,}|LTAI[A-Za-z0-9]{12,24}|AKID[A-Za-z0-9]{32}"
+    rb"|eyJ[A-Za-z0-9_-]{10,}\.eyJ[A-Za-z0-9_-]{10,}\.[A-Za-z0-9_-]{20,})(?![A-Za-z0-9_])"
 )
 _PEM = re.compile(rb"-----BEGIN ((?:[A-Z]+ )?PRIVATE KEY)-----.{16,16384}?-----END \1-----", re.DOTALL)
 _IBAN_LENGTHS = {
@@ -95,7 +101,7 @@ def _match(pattern: re.Pattern[bytes], text: bytes, at: int, kind: str, kinds: s
 def _email(text: bytes, at: int) -> Finding | None:
     local = _EMAIL_LOCAL.search(text[max(0, at - 64) : at])
     domain = _EMAIL_DOMAIN.match(text, at + 1, at + 256)
-    if not local or not domain or domain.group().rpartition(b".")[2].lower() in _FILES:
+    if not local or not domain or local.group() == b"git" or domain.group().rpartition(b".")[2].lower() in _FILES:
         return None
     return at - len(local.group()), domain.end(), "email"
 
@@ -103,22 +109,26 @@ def _email(text: bytes, at: int) -> Finding | None:
 def _number(text: bytes, at: int, kinds: set[str]) -> Finding | None:
     """What a number is: identity number, card, mobile, IP address or phone, in order of certainty."""
     before = text[at - 1 : at]
-    if before in (b"_", b"/", b"=", b"#", b"&", b"$", b"%") or (
+    if before == b"/" and text[at - 2 : at] == b"//":
+        kinds = kinds & {"ip"}  # the host of a URL
+    elif before in (b"_", b"/", b"=", b"#", b"&", b"$", b"%") or (
         before in (b".", b"-") and text[at - 2 : at - 1].isalnum()
     ):
         return None
     if "cn_id" in kinds and (found := _CN_ID.match(text, at)) and valid_cn_id(found.group()):
         return at, found.end(), "cn_id"
     if "credit_card" in kinds and (found := _CARD.match(text, at)) and valid_card(found.group()):
-        return at, found.end(), "credit_card"
-    if "cn_mobile" in kinds and (found := _CN_MOBILE.match(text, at)):
+        return None if _IBAN_HEAD.search(text[max(0, at - 25) : at]) else (at, found.end(), "credit_card")
+    # "+1" and ten digits is a number of North America, although it may look like a Chinese one without its country.
+    if "cn_mobile" in kinds and (found := _CN_MOBILE.match(text, at)) and (before != b"+" or found[0][:1] == b"8"):
         return at - (before == b"+" and found.group().startswith(b"86")), found.end(), "cn_mobile"
     if "ip" in kinds and (found := _IPV4.match(text, at)) and not _VERSION.search(text[max(0, at - 16) : at]):
         return (at, found.end(), "ip") if is_public(found.group()) and not _is_section(found.group()) else None
     if "phone" in kinds:
         if before == b"+":
             found = _PHONES[0].match(text, at)
-            if found and 8 <= sum(48 <= byte <= 57 for byte in found.group()) <= 15:
+            digits = sum(48 <= byte <= 57 for byte in found.group()) if found else 0
+            if found and (digits == 11 if found[0][:1] == b"1" else 8 <= digits <= 15):
                 return at - 1, found.end(), "phone"
         for start in (at - 1, at) if before == b"(" else (at,):
             for pattern in _PHONES[1:]:
@@ -181,6 +191,7 @@ def valid_card(number: bytes) -> bool:
 
 def valid_cn_id(number: bytes) -> bool:
     """GB 11643-1999: weights 2^(17-i) mod 11 over 17 digits give the last character; the birthday must exist."""
+    number = number.replace(b" ", b"")
     try:
         born = datetime.date(int(number[6:10]), int(number[10:12]), int(number[12:14]))
     except ValueError:

@@ -46,6 +46,11 @@ _FIELD = {name: name for name in FIELDS} | {
     "WARC-Truncated": "warc-truncated",
 }
 
+_UNUSED = frozenset(
+    ("Content-Length", "WARC-Record-ID", "WARC-Block-Digest", "WARC-IP-Address", "WARC-Concurrent-To",
+     "WARC-Warcinfo-ID", "WARC-Identified-Payload-Type", "WARC-Refers-To", "WARC-Protocol", "WARC-Cipher-Suite")
+)  # fmt: skip
+
 DESCRIPTIVE = ("warcinfo", "request", "metadata")
 """Kinds of records that describe others and hold no resource themselves."""
 
@@ -92,6 +97,8 @@ def records(source: pa.NativeFile, *, max_bytes: int, skip: Collection[str] = DE
                 headers: dict[str, str] = {}
                 for name, value in record.headers.items():
                     # the first of repeated headers counts, as the salvaging reader has it
+                    if name in _UNUSED:
+                        continue
                     if (known := _FIELD.get(name) or _FIELD.get(name.lower())) and known not in headers:
                         headers[known] = value
                 size = record.content_length

@@ -7,12 +7,12 @@ import zlib
 from typing import NamedTuple
 
 _STATUS = re.compile(rb"HTTP/\d(?:\.\d)? +(\d{3})")
-_HEAD_END = re.compile(rb"\r?\n\r?\n")
+_HEADERS = tuple((name, b"\n" + name.encode()) for name in ("content-type", "content-encoding", "transfer-encoding"))
 _CHUNK_SIZE = re.compile(rb"\s*([0-9a-fA-F]{1,16})\s*(?:;[^\r\n]*)?\r?\n")
 
 
 class Response(NamedTuple):
-    """An HTTP response; header names in lower case, of repeated headers the first."""
+    """An HTTP response; of its headers those that say how to read the body, names in lower case, the first of each."""
 
     status: int
     headers: dict[str, str]
@@ -24,13 +24,26 @@ def parse_response(message: bytes) -> Response | None:
     status = _STATUS.match(message)
     if status is None:
         return None
-    end = _HEAD_END.search(message)
-    head, body = (message[: end.start()], memoryview(message)[end.end() :]) if end else (message, memoryview(b""))
+    # an empty line ends the head, whichever line ends it has; a body is not searched for one when the head has its own
+    end, body = message.find(b"\n\r\n"), memoryview(b"")
+    bare = message.find(b"\n\n", 0, end + 1 if end >= 0 else len(message))
+    if bare >= 0:
+        head, body = message[:bare], memoryview(message)[bare + 2 :]
+    elif end >= 0:
+        head, body = message[:end], memoryview(message)[end + 3 :]
+    else:
+        head = message
+    lower = head.lower()
     headers: dict[str, str] = {}
-    for line in head.decode("utf-8", "replace").split("\n")[1:]:
-        name, colon, value = line.partition(":")
-        if colon and (name := name.strip().lower()) not in headers:
-            headers[name] = value.strip()
+    for name, mark in _HEADERS:
+        at = lower.find(mark)
+        while at >= 0:
+            end = head.find(b"\n", at + 1)
+            before, colon, value = head[at + 1 : end if end >= 0 else len(head)].partition(b":")
+            if colon and len(before.rstrip()) == len(name):
+                headers[name] = value.decode("utf-8", "replace").strip()
+                break
+            at = lower.find(mark, at + 1)
     return Response(int(status[1]), headers, body)
 
 

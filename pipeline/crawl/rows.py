@@ -23,10 +23,7 @@ class Rows:
         self._clear()
 
     def _clear(self) -> None:
-        # of binary columns the bytes and where each value ends: a value is copied once, while it is warm
-        self._bytes_of: dict[str, tuple[bytearray, list[int], list[bool]]] = {
-            f.name: (bytearray(), [0], []) for f in self.schema if pa.types.is_large_binary(f.type)
-        }
+        self._bytes_of = {f.name: _Bytes(self._max_bytes) for f in self.schema if pa.types.is_large_binary(f.type)}
         self._columns: dict[str, list[Any]] = {name: [] for name in self.schema.names if name not in self._bytes_of}
         self._verdicts: list[tuple[int, str, str | None]] = []
         self._count = self._bytes = 0
@@ -37,19 +34,14 @@ class Rows:
             self._verdicts.append((self._count, reason or "error", error))
         self._count += 1
         row.setdefault("source", self.source)
-        size = 64
+        get, size = row.get, 64
         for name, values in self._columns.items():
-            value = row.get(name)
+            value = get(name)
             values.append(value)
             if value.__class__ is str:
                 size += len(value)
-        for name, (data, ends, valid) in self._bytes_of.items():
-            value = row.get(name)
-            valid.append(value is not None)
-            if value is not None:
-                data += value
-                size += len(value)
-            ends.append(len(data))
+        for name, store in self._bytes_of.items():
+            size += store.add(get(name))
         self._bytes += size
 
     def full(self) -> Iterator[tuple[pa.RecordBatch, Verdict | None]]:
@@ -62,7 +54,7 @@ class Rows:
         if not self._count:
             return
         arrays = [
-            _binary(*self._bytes_of[field.name])
+            self._bytes_of[field.name].array()
             if field.name in self._bytes_of
             else pa.array(self._columns[field.name], field.type)
             for field in self.schema
@@ -79,11 +71,46 @@ class Rows:
         yield batch, verdict
 
 
-def _binary(data: bytearray, ends: list[int], valid: list[bool]) -> pa.Array:
-    nulls = len(valid) - sum(valid)
-    bits = pa.py_buffer(np.packbits(valid, bitorder="little").tobytes()) if nulls else None
-    offsets = pa.py_buffer(np.array(ends, np.int64).tobytes())
-    return pa.Array.from_buffers(pa.large_binary(), len(valid), [bits, offsets, pa.py_buffer(data)], null_count=nulls)
+class _Bytes:
+    """A column of bytes, each value copied once, while it is warm, into memory of Arrow's pool.
+
+    The pool gives the next batch the pages of the last one; fresh ones cost as much as the copy.
+    """
+
+    def __init__(self, size: int):
+        self._buffer = pa.allocate_buffer(size + size // 4)
+        self._view = memoryview(self._buffer).cast("B")
+        self._ends, self._missing = [0], list[int]()
+
+    def add(self, value: bytes | memoryview | None) -> int:
+        """Add a value; its length."""
+        at = self._ends[-1]
+        if value is None:
+            self._missing.append(len(self._ends) - 1)
+            self._ends.append(at)
+            return 0
+        end = at + len(value)
+        if end > len(self._view):
+            larger = pa.allocate_buffer(end + end // 2)
+            view = memoryview(larger).cast("B")
+            view[:at] = self._view[:at]
+            self._buffer, self._view = larger, view
+        self._view[at:end] = value
+        self._ends.append(end)
+        return end - at
+
+    def array(self) -> pa.Array:
+        rows, size = len(self._ends) - 1, self._ends[-1]
+        # a batch that is full by its rows keeps no more memory than it has bytes
+        small = size < len(self._view) // 2
+        data = pa.py_buffer(bytes(self._view[:size])) if small else self._buffer.slice(0, size)
+        bits = None
+        if self._missing:
+            valid = np.ones(rows, bool)
+            valid[self._missing] = False
+            bits = pa.py_buffer(np.packbits(valid, bitorder="little").tobytes())
+        offsets = pa.py_buffer(np.array(self._ends, np.int64).tobytes())
+        return pa.Array.from_buffers(pa.large_binary(), rows, [bits, offsets, data], null_count=len(self._missing))
 
 
 def timestamp(text: str | None) -> datetime | None:

@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 _SITES_PER_TASK = 32
 
 
+def sites_per_task(sites: int, workers: int) -> int:
+    """So few that every worker has a task, and no more than a task has threads for."""
+    return min(_SITES_PER_TASK, max(1, -(-sites // max(1, workers))))
+
+
 class Site(Source):
     """Crawls from seeds, breadth first, obeying robots.txt, and yields every URL that it tried as a row.
 
@@ -89,7 +94,9 @@ class Site(Source):
 
     def prepare(self, stage: StageRun) -> None:
         groups = self._groups()
-        tasks = [{"groups": groups[i : i + _SITES_PER_TASK]} for i in range(0, len(groups), _SITES_PER_TASK)]
+        # fixed, because a resumed crawl may have other workers, but goes on with the same tasks
+        each = stage.fix("sites_per_task", sites_per_task(len(groups), stage.workers))
+        tasks = [{"groups": groups[i : i + each]} for i in range(0, len(groups), each)]
         files = [name for result in stage.map("crawl", tasks) for name in result["files"]]
         storage.write_bytes(storage.join(stage.folder, "crawl.json"), json.dumps(files).encode())
 

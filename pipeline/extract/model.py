@@ -1,8 +1,8 @@
 """The extractor's model: boosted trees shipped as plain numbers in `main_content.npz`.
 
 Two models of trees: the first looks at each block, the second also at what the first thought of the blocks around
-it. Then the set of blocks is chosen that makes the expected F1 of the page's words largest. Trained by
-`benchmarks/train_extract.py`.
+it and of those that look like it. Then the set of blocks is chosen that makes the expected F1 of the page's words
+largest. Trained by `benchmarks/train_extract.py`.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pipeline.kernels.html_features import boosted, choose, features, smoothed
+from pipeline.kernels.html_features import boosted, bridged, choose, features, smoothed
+from pipeline.kernels.html_groups import group_features, groups, opinions
 from pipeline.kernels.html_scan import Page
+
+FILE = Path(__file__).with_name("main_content.npz")
 
 
 class Trees(NamedTuple):
@@ -31,6 +34,32 @@ class Trees(NamedTuple):
         return np.asarray(boosted(x, *self))
 
 
+def first_columns(
+    page: Page, meta: np.ndarray, weights: np.ndarray, topics: np.ndarray, group: np.ndarray
+) -> np.ndarray:
+    """float32 [blocks, columns]: what the first model sees; `group` is `groups_of(page)`."""
+    alone = features(
+        page.tag, page.parent, page.flags, page.shape, page.cue_start, page.cues, page.block_element, page.stats,
+        page.digest, weights, topics, meta,
+    )  # fmt: skip
+    return np.hstack([alone, group_features(group, page.stats)])
+
+
+def second_columns(page: Page, x: np.ndarray, p: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """float32 [blocks, columns]: what the second model sees, from the first's columns `x` and probabilities `p`."""
+    around = smoothed(page.parent, page.block_element, page.stats, p)
+    return np.hstack([x, around, opinions(group, page.parent, page.block_element, page.stats, p)])
+
+
+def groups_of(page: Page) -> np.ndarray:
+    return np.asarray(groups(page.tag, page.parent, page.shape, page.block_element, page.digest))
+
+
+def picked(page: Page, p: np.ndarray) -> np.ndarray:
+    """bool [blocks]: the main content, by the probability float32 [blocks] of each."""
+    return np.asarray(bridged(page.flags, page.block_element, page.stats, p, choose(page.stats, p)))
+
+
 class Model(NamedTuple):
     """`weights` float32 and `topics` uint8 [CUE_BUCKETS] of class words, and both models."""
 
@@ -41,21 +70,18 @@ class Model(NamedTuple):
 
     def probabilities(self, page: Page, meta: np.ndarray) -> np.ndarray:
         """float32 [blocks]: how likely each block is main content."""
-        x = features(
-            page.tag, page.parent, page.flags, page.shape, page.cue_start, page.cues, page.block_element, page.stats,
-            page.digest, self.weights, self.topics, meta,
-        )  # fmt: skip
-        around = smoothed(page.parent, page.block_element, page.stats, self.first(x))
-        return self.second(np.hstack([x, around]))
+        group = groups_of(page)
+        x = first_columns(page, meta, self.weights, self.topics, group)
+        return self.second(second_columns(page, x, self.first(x), group))
 
     def chosen(self, page: Page, meta: np.ndarray) -> np.ndarray:
         """bool [blocks]: the main content."""
-        return np.asarray(choose(page.stats, self.probabilities(page, meta)))
+        return picked(page, self.probabilities(page, meta))
 
 
 @functools.cache
 def load() -> Model:
     """The model that is shipped beside this file."""
-    with np.load(Path(__file__).with_name("main_content.npz"), allow_pickle=False) as file:
+    with np.load(FILE, allow_pickle=False) as file:
         first, second = (Trees(*(file[f"{which}_{name}"] for name in Trees._fields)) for which in ("first", "second"))
         return Model(file["weights"].astype(np.float32), file["topics"], first, second)

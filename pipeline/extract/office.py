@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import NamedTuple
 from xml.parsers import expat
 
+from pipeline.extract import pdf
+
 MAX_UNPACKED = 64 << 20
-MAX_PAGES = 5000
 MAX_CHARACTERS = 16 << 20
 
 DOCX = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
@@ -55,31 +56,12 @@ def text_of(data: bytes, kind: str) -> Parts:
 
 
 def _pdf(data: bytes) -> Parts:
-    import pypdfium2
-
     try:
-        pdf = pypdfium2.PdfDocument(data)
-    except pypdfium2.PdfiumError as error:
+        pages, title = pdf.READER.read(data)
+    except pdf.Broken as error:
         raise Unreadable(f"pdf: {error}") from error
-    pages: list[str] = []
-    size = 0
-    try:
-        for number in range(min(len(pdf), MAX_PAGES)):
-            page = pdf[number]
-            text = page.get_textpage()
-            pages.append(text.get_text_bounded().replace("\r\n", "\n").replace("\ufffe", ""))
-            size += len(pages[-1])
-            text.close()
-            page.close()
-            if size > MAX_CHARACTERS:
-                break
-        title = str(pdf.get_metadata_value("Title") or "").strip()
-    except pypdfium2.PdfiumError as error:
-        raise Unreadable(f"pdf, page {len(pages) + 1}: {error}") from error
-    finally:
-        pdf.close()
     joined = _paragraphs("\n\n".join(pages))
-    return Parts(joined, title or None, no_text_layer=not joined and bool(pages))
+    return Parts(joined, title, no_text_layer=not joined and bool(pages))
 
 
 def _paragraphs(text: str) -> str:
@@ -129,7 +111,7 @@ def _xml_text(data: bytes, breaks: dict[str, str], texts: frozenset[str] | None,
     parser.StartElementHandler, parser.EndElementHandler = start, end
     parser.CharacterDataHandler, parser.EntityDeclHandler = characters, refuse
     parser.Parse(data, True)
-    return re.sub(r"[ \t]*\n{2,}[ \t]*", "\n\n", "".join(out)).strip()
+    return re.sub(r"(?<![ \t])[ \t]*\n{2,}[ \t]*", "\n\n", "".join(out)).strip()
 
 
 def _docx(data: bytes) -> Parts:
@@ -155,12 +137,16 @@ def _epub(data: bytes) -> Parts:
             raise Unreadable("epub: no package file is named")
         package = _member(archive, found[1]).decode("utf-8", "replace")
         folder = found[1].rpartition("/")[0]
-        title = re.search(r"<dc:title[^>]*>([^<]+)<", package)
-        chapters, size = [], 0
+        title = re.search(r"<dc:title[^<>]*>([^<]+)<", package)
+        chapters, size, unpacked = [], 0, 0
         for name in _spine(package):
             path = f"{folder}/{name}" if folder else name
             if path in archive.NameToInfo:
-                chapters.append(whole_text(_member(archive, path)))
+                chapter = _member(archive, path)
+                unpacked += len(chapter)
+                if unpacked > MAX_UNPACKED:
+                    raise Unreadable(f"epub: its chapters unpack to more than {MAX_UNPACKED} bytes")
+                chapters.append(whole_text(chapter))
                 size += len(chapters[-1])
             if size > MAX_CHARACTERS:
                 break
@@ -171,10 +157,10 @@ def _spine(package: str) -> Iterator[str]:
     from urllib.parse import unquote
 
     items = {}
-    for item in re.findall(r"<item\s[^>]+>", package):
+    for item in re.findall(r"<item\s[^<>]+>", package):
         name, target = re.search(r'\bid="([^"]+)"', item), re.search(r'\bhref="([^"]+)"', item)
         if name and target:
             items[name[1]] = unquote(target[1])
-    for reference in re.findall(r'<itemref\s[^>]*\bidref="([^"]+)"', package):
+    for reference in re.findall(r'<itemref\s[^<>]*?\bidref="([^"<]+)"', package):
         if reference in items:
             yield items[reference]

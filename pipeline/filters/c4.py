@@ -24,17 +24,19 @@ class C4(Filter):
     - paper: the code that made C4: 5 words a line, 3 sentences a page. Terminal marks of other scripts count too
       (。！？), and each character of Chinese or Japanese text is a word.
     - datatrove: 3 words a line, 5 sentences a page, and "'" ends a line as well.
+    - dolma: as that toolkit's tagger c4_v2 measures: 3 words a line; "javascript" anywhere drops the page; sentences
+      are not counted, citations and phrases about cookies stay. A page without a line left goes, as "nothing_left".
 
     Sentences are counted by rules over characters, see pipeline.kernels.sentences.
     Source: Raffel et al. 2020, arXiv 1910.10683, section 2.2, and its published code (c4_utils).
     """
 
-    variant: Literal["paper", "datatrove"] = Field("paper", description="whose numbers and marks")
+    variant: Literal["paper", "datatrove", "dolma"] = Field("paper", description="whose numbers and marks")
     sentences: Literal["rules", "spacy"] = Field(
         "rules", description="how sentences are counted: by rules over characters, or by spaCy as datatrove does"
     )
-    min_num_sentences: int | None = Field(None, description="fewest sentences; the variant's own: 3 or 5")
-    min_words_per_line: int | None = Field(None, description="fewest words of a line; the variant's own: 5 or 3")
+    min_num_sentences: int | None = Field(None, description="fewest sentences; the variant's own: 3, 5 or none")
+    min_words_per_line: int | None = Field(None, description="fewest words of a line; the variant's own: 5, 3 or 3")
     max_word_length: int = Field(1000, description="a longer word drops its line, characters")
     filter_no_terminal_punct: bool = Field(True, description="drop lines without terminal punctuation")
     remove_citations: bool = Field(True, description="take out citation marks")
@@ -52,6 +54,8 @@ class C4(Filter):
         from pipeline.kernels.lines import split_lines
         from pipeline.kernels.spacy_words import count_sentences_by_kind
 
+        if self.variant == "dolma":
+            return self._dolma_scores(docs)
         counts, offsets, data = self._cleaned(docs)
         sentences = counts[:, c4.SENTENCES]
         if self.sentences == "spacy":
@@ -68,8 +72,10 @@ class C4(Filter):
         }
 
     def columns(self, docs: Documents) -> dict[str, pa.Array]:
-        from pipeline.kernels.text import text_array
+        from pipeline.kernels.text import lines_of, text_array, with_lines
 
+        if self.variant == "dolma":
+            return {"text": with_lines(docs, lines_of(docs), self._dolma_lines(docs))}
         _, offsets, data = self._cleaned(docs)
         return {"text": text_array(offsets, data)}
 
@@ -77,9 +83,11 @@ class C4(Filter):
         fewest = self.min_num_sentences
         if fewest is None:
             fewest = 3 if self.variant == "paper" else 5
+        page = [Rule("lorem_ipsum", "lorem_ipsum", at_most=0), Rule("curly_bracket", "curly_bracket", at_most=0)]
+        if self.variant == "dolma":
+            return [*page, Rule("javascript", "javascript", at_most=0), Rule("nothing_left", "lines_kept", at_least=1)]
         return [
-            Rule("lorem_ipsum", "lorem_ipsum", at_most=0),
-            Rule("curly_bracket", "curly_bracket", at_most=0),
+            *page,
             Rule("too_few_sentences", "n_sentences", at_least=fewest),
         ]
 
@@ -107,3 +115,27 @@ class C4(Filter):
             )  # fmt: skip
 
         return docs.once(f"c4:{self.model_dump_json()}", compute)
+
+    def _dolma_scores(self, docs: Documents) -> dict[str, np.ndarray]:
+        from pipeline.kernels import c4, text
+
+        lines, keep = text.lines_of(docs), self._dolma_lines(docs)
+        wanted = (self.filter_lorem_ipsum, self.filter_javascript, self.filter_curly_bracket)
+        lorem, javascript, curly = (c4.page_flags(*docs.text_buffers()) * np.array(wanted)).T
+        return {
+            "lorem_ipsum": lorem,
+            "curly_bracket": curly,
+            "javascript": javascript,
+            "lines_kept": text.per_document(lines.first, keep),
+            "lines_dropped": text.per_document(lines.first, ~keep),
+        }
+
+    def _dolma_lines(self, docs: Documents) -> np.ndarray:
+        """Which lines stay, bool."""
+        from pipeline.kernels import text
+
+        lines = text.lines_of(docs)
+        keep: np.ndarray = np.diff(text.words_in_lines(docs, lines, "space")) >= (self.min_words_per_line or 3)
+        if self.filter_no_terminal_punct:
+            keep &= np.isin(lines.tail, [ord(mark) for mark in '.?!"'])
+        return keep

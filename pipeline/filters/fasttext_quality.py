@@ -91,9 +91,11 @@ class FastTextQuality(Corpus):
 
     def sample(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
         """Texts of a partition whose content hash is low enough: the same whatever the partitions are."""
+        from pipeline.kernels.text import readable
+
         texts = []
         for batch in shards.read(task["partition"], columns=["text"], batch_documents=work.batch_documents):
-            texts += [t for t in batch.column("text").to_pylist() if _hash(t) < task["share"]]
+            texts += [t for t in readable(batch.column("text")).to_pylist() if _hash(t) < task["share"]]
             work.progress(batch.num_rows)
         path = work.path("sample.json")
         storage.write_bytes(path, json.dumps(texts).encode())
@@ -105,9 +107,9 @@ class FastTextQuality(Corpus):
         from pipeline.kernels.fasttext_train import model_bytes, train
 
         sampled = (text for path in task["samples"] for text in json.loads(storage.read_bytes(path)))
-        negatives = _texts(self.negatives, self.text_field) if self.negatives else sampled
+        negatives = reference_texts(self.negatives, self.text_field) if self.negatives else sampled
         texts, labels = [], []
-        for label, source in enumerate((_texts(self.positives, self.text_field), negatives)):
+        for label, source in enumerate((reference_texts(self.positives, self.text_field), negatives)):
             chosen = sorted({text for text in source if text.strip()}, key=_hash)[: self.max_examples]
             if len(chosen) < 2:
                 raise DataError(
@@ -207,7 +209,8 @@ def _hash(text: str) -> float:
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big") / 2**64
 
 
-def _texts(patterns: tuple[str, ...], field: str) -> Iterator[str]:
+def reference_texts(patterns: tuple[str, ...], field: str) -> Iterator[str]:
+    """The texts of JSONL files (patterns; .gz and .xz too), file by file. Raises DataError for a line without one."""
     for path in (path for pattern in patterns for path in sorted(glob.glob(pattern))):
         opened = {".gz": gzip.open, ".xz": lzma.open}.get(os.path.splitext(path)[1], open)
         with opened(path, "rt", encoding="utf-8") as file:  # type: ignore[operator]

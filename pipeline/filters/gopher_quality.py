@@ -11,6 +11,7 @@ from pipeline.optional import require
 from pipeline.step import Documents, Filter, Rule
 
 ENGLISH_STOP_WORDS = ("the", "be", "to", "of", "and", "that", "have", "with")
+DCLM_BULLETS, REDPAJAMA_BULLETS = "●•*-", "•‣▶◀◦■□▪▫–"
 CHINESE_STOP_WORDS = ("的", "是", "在", "了", "不", "有", "和", "这", "為", "为", "与", "以", "也", "之")
 BULLETS = "•‣▪●◦·*-–—∙○■□▶►➤➢✓※"
 
@@ -29,11 +30,20 @@ class GopherQuality(Filter):
       stop words are case-sensitive and whole, bullets are "•" and "-" only, blank lines count.
     - dolma: as that toolkit's tagger gopher_v1 measures: the median word length, the share of words with "#" or "…"
       (both in hash_ratio), every stop word counted each time, bullets "*" and "-" and "…" at the very edge of a line.
+    - dclm: as DataComp-LM's filters decide: words are counted as fastText splits them, where they start with a letter
+      or digit; hash_ratio has all symbols, ". . ." among them; every stop word counts each time, in any case; lines
+      are those that are not blank.
+    - redpajama: RedPajama-V2's signals: words in lower case without ASCII punctuation, decomposed (n_words,
+      mean_word_length), or runs of word characters and of signs (hash_ratio, which has all symbols, and alpha_words,
+      by the letters a to z); blank lines count. It has no rule about stop words.
 
-    Source: Rae et al. 2021, arXiv 2112.11446, A1.1.
+    Source: Rae et al. 2021, arXiv 2112.11446, A1.1; Weber et al. 2024, arXiv 2411.12372; Li et al. 2024,
+    arXiv 2406.11794.
     """
 
-    variant: Literal["paper", "datatrove", "dolma"] = Field("paper", description="whose definition of words and lines")
+    variant: Literal["paper", "datatrove", "dolma", "dclm", "redpajama"] = Field(
+        "paper", description="whose definition of words and lines"
+    )
     words: Literal["space", "spacy"] = Field(
         "space", description="how the datatrove variant splits words: at white space, or by spaCy as it does itself"
     )
@@ -59,6 +69,10 @@ class GopherQuality(Filter):
 
         if self.variant == "dolma":
             return self._dolma_scores(docs)
+        if self.variant == "dclm":
+            return self._dclm_scores(docs)
+        if self.variant == "redpajama":
+            return self._redpajama_scores(docs)
         paper = self.variant == "paper"
         words = text.words_of(docs, "script" if paper else self.words)
         alpha, content, content_chars, unspaced, spaced, spaced_chars, _ = word_sums(
@@ -122,4 +136,54 @@ class GopherQuality(Filter):
             "ellipsis_lines": text.ratio(text.per_document(lines.first, lines.last == 0x2026), n_lines),
             "alpha_words": text.ratio(alpha, every),
             "stop_words": count_members(words.first, words.hash, stop_words),
+        }
+
+    def _dclm_scores(self, docs: Documents) -> dict[str, np.ndarray]:
+        from pipeline.kernels import text
+        from pipeline.kernels.characters import count_spaced_dots
+        from pipeline.kernels.words import count_ascii_separated, count_lower_members, hash_words, word_sums
+
+        words, lines = text.words_of(docs, "space"), text.lines_of(docs)
+        offsets, data = docs.text_buffers()
+        sums, every, full = word_sums(words.first, words.chars, words.flags), words.counts(), ~lines.blank()
+        n_lines = text.per_document(lines.first, full)
+        hashes, ellipses = text.marks_of(docs)
+        ends = text.ends_with_ellipsis(docs, lines) | text.ends_with_spaced_dots(docs, lines)
+        own = ENGLISH_STOP_WORDS if self.stop_words is None else self.stop_words
+        longest = max(map(len, own), default=0)
+        return {
+            "n_words": count_ascii_separated(offsets, data),
+            "mean_word_length": text.ratio(sums[:, 6], every),
+            "hash_ratio": text.ratio(hashes + ellipses + count_spaced_dots(offsets, data), every),
+            "ellipsis_ratio": np.full(len(docs), np.nan),
+            "bullet_lines": text.ratio(
+                text.per_document(lines.first, np.isin(lines.head, [ord(c) for c in DCLM_BULLETS])), n_lines
+            ),
+            "ellipsis_lines": text.ratio(text.per_document(lines.first, ends), n_lines),
+            "alpha_words": text.ratio(sums[:, 0], every),
+            "stop_words": count_lower_members(
+                words.first, words.start, words.size, words.chars, data, hash_words(own), longest
+            ),
+        }
+
+    def _redpajama_scores(self, docs: Documents) -> dict[str, np.ndarray]:
+        from pipeline.kernels import text
+        from pipeline.kernels.normal_words import raw_words
+        from pipeline.kernels.words import word_sums
+
+        words, lines = text.words_of(docs, "normal"), text.lines_of(docs)
+        chars = word_sums(words.first, words.chars, words.flags)[:, 6]
+        raw, latin = raw_words(*docs.text_buffers()).T
+        hashes, ellipses = text.marks_of(docs)
+        n_lines = lines.counts() - (lines.chars[lines.first[1:] - 1] == 0)  # no line behind the last line feed
+        bullets = np.isin(lines.head, [ord(c) for c in REDPAJAMA_BULLETS])
+        return {
+            "n_words": words.counts(),
+            "mean_word_length": text.ratio(chars, words.counts()),
+            "hash_ratio": text.ratio(hashes + ellipses, raw),
+            "ellipsis_ratio": np.full(len(docs), np.nan),
+            "bullet_lines": text.ratio(text.per_document(lines.first, bullets), n_lines),
+            "ellipsis_lines": text.ratio(text.per_document(lines.first, text.ends_with_ellipsis(docs, lines)), n_lines),
+            "alpha_words": text.ratio(latin, raw),
+            "stop_words": np.full(len(docs), np.nan),
         }

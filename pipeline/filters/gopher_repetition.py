@@ -27,11 +27,20 @@ class GopherRepetition(Filter):
     - dolma: as that toolkit's tagger gopher_v1 measures: repeated lines count from their first occurrence, blank ones
       too; shares are of the characters of words; a top n-gram counts even where it occurs once; characters of
       repeated n-grams count once for each n-gram, of all n-grams' characters. It has no paragraph rules.
+    - dclm: as DataComp-LM's filters decide: lines and paragraphs are stripped, and count from their first occurrence;
+      words are those between Unicode's word boundaries (UAX 29) that start with a letter or digit; the most frequent
+      n-gram (of equally frequent ones the longest) counts its characters times its occurrences. An empty document
+      goes, as "empty".
+    - redpajama: RedPajama-V2's signals: words in lower case without ASCII punctuation; the most frequent n-gram (of
+      equally frequent ones the first) as in dclm. It has no rules for lines and paragraphs.
 
-    Source: Rae et al. 2021, arXiv 2112.11446, A1.2, table A1.
+    Source: Rae et al. 2021, arXiv 2112.11446, A1.2, table A1; Weber et al. 2024, arXiv 2411.12372; Li et al. 2024,
+    arXiv 2406.11794.
     """
 
-    variant: Literal["paper", "datatrove", "dolma"] = Field("paper", description="whose way of counting")
+    variant: Literal["paper", "datatrove", "dolma", "dclm", "redpajama"] = Field(
+        "paper", description="whose way of counting"
+    )
     words: Literal["space", "spacy"] = Field(
         "space", description="how the datatrove variant splits words: at white space, or by spaCy as it does itself"
     )
@@ -60,6 +69,8 @@ class GopherRepetition(Filter):
 
         if self.variant == "dolma":
             return self._dolma_scores(docs)
+        if self.variant == "dclm" or self.variant == "redpajama":
+            return self._marked_scores(docs)
         paper = self.variant == "paper"
         words = text.words_of(docs, "script" if paper else self.words)
         chars = text.chars_of(docs)
@@ -99,7 +110,7 @@ class GopherRepetition(Filter):
         signals = ["dup_para_frac", "dup_para_char_frac", "dup_line_frac", "dup_line_char_frac"]
         signals += [f"top_{n}_gram" for n in (2, 3, 4)] + [f"dup_{n}_gram" for n in range(5, 11)]
         rules = [Rule(signal, signal, at_most=getattr(self, signal)) for signal in signals]
-        return rules if self.variant != "datatrove" else [Rule("empty", "chars", at_least=1), *rules]
+        return rules if self.variant not in ("datatrove", "dclm") else [Rule("empty", "chars", at_least=1), *rules]
 
     def _dolma_scores(self, docs: Documents) -> dict[str, np.ndarray]:
         from pipeline.kernels import ngrams, text
@@ -121,4 +132,33 @@ class GopherRepetition(Filter):
             out[f"top_{n}_gram"] = text.ratio(found[:, n - 2], chars)
         for n in range(5, 11):
             out[f"dup_{n}_gram"] = text.ratio(found[:, n - 2], ngrams.ngram_chars(words.first, words.chars, n))
+        return out
+
+    def _marked_scores(self, docs: Documents) -> dict[str, np.ndarray]:
+        """DCLM's and RedPajama's way: n-grams that occur twice mark their words."""
+        from pipeline.kernels import ngrams, text
+        from pipeline.kernels.lines import repeats, split_paragraphs
+        from pipeline.kernels.words import word_sums
+
+        dclm = self.variant == "dclm"
+        words = text.words_of(docs, "unicode" if dclm else "normal")
+        chars = word_sums(words.first, words.chars, words.flags)[:, 6]
+        mode = ngrams.TOP_LONGEST if dclm else ngrams.TOP_PRODUCT
+        found = ngrams.repeated_ngrams(words.first, words.hash, words.chars, 4, 10, mode)
+        out = {"chars": text.chars_of(docs)}
+        if dclm:
+            lines = text.lines_of(docs)
+            stripped = lines.chars - lines.lead - lines.trail
+            dup_lines = repeats(lines.first, lines.strip_hash, stripped, ~lines.blank(), True)
+            parts = split_paragraphs(lines, strip=True)
+            dup_paras = repeats(parts.first, parts.hash, parts.chars, np.ones(len(parts.hash), np.bool_), True)
+            out["chars"] = dup_lines[:, 3]
+            for name, table in (("para", dup_paras), ("line", dup_lines)):
+                out[f"dup_{name}_frac"] = text.ratio(table[:, 1], table[:, 0])
+                out[f"dup_{name}_char_frac"] = text.ratio(table[:, 2], table[:, 3])
+        else:
+            for name in ("para", "line"):
+                out[f"dup_{name}_frac"] = out[f"dup_{name}_char_frac"] = np.full(len(docs), np.nan)
+        for n in range(2, 11):
+            out[f"top_{n}_gram" if n < 5 else f"dup_{n}_gram"] = text.ratio(found[:, n - 2], chars)
         return out

@@ -224,7 +224,7 @@ class KLDivergence(Corpus):
     ) -> tuple[np.ndarray, np.ndarray, Any]:
         """(first, buckets, what the token at a place is called)."""
         from pipeline.kernels.divergence import buckets_of
-        from pipeline.kernels.text import words_of
+        from pipeline.kernels.text import readable, words_of
         from pipeline.kernels.words import hash_word
 
         salts = np.array([hash_word(name) for name in names], np.uint64)
@@ -238,10 +238,8 @@ class KLDivergence(Corpus):
                 return data[start : start + words.size[place]].tobytes().decode("utf-8", "replace")[:40]
 
             return words.first, buckets_of(words.first, hashes, salts, self.bits), name_of
-        tokenizer = _tokenizer(artifacts["tokenizer"])
-        encoded = [
-            e.ids for e in tokenizer.encode_batch_fast(docs.column("text").to_pylist(), add_special_tokens=False)
-        ]
+        tokenizer, texts = _tokenizer(artifacts["tokenizer"]), readable(docs.column("text")).to_pylist()
+        encoded = [e.ids for e in tokenizer.encode_batch_fast(texts, add_special_tokens=False)]
         first = np.concatenate([[0], np.cumsum([len(ids) for ids in encoded], dtype=np.int64)])
         flat = np.array([i for ids in encoded for i in ids], np.uint64)
         return (

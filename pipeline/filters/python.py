@@ -23,7 +23,8 @@ class Python(Filter):
     `per: document` calls `function(doc)` with a dict of the row's columns; `per: batch` calls it once with a
     pyarrow.RecordBatch and expects one reason or None per row, which is faster where the work is vectorised.
     The module is looked up where Python finds modules, the directory that the command runs in among them. It must
-    be a pure function: the same row, the same answer, in any process. An exception fails the document alone.
+    be a pure function: the same row, the same answer, in any process. An exception fails the document alone. What is no
+    UTF-8 in a text is U+FFFD for it.
 
     >>> def drop_reason(doc):                       # my_rules.py; the recipe says function: "my_rules:drop_reason"
     ...     return "too_shouty" if doc["text"].isupper() else None
@@ -53,16 +54,20 @@ class Python(Filter):
         return []
 
     def verdict(self, docs: Documents, scores: Mapping[str, np.ndarray]) -> Verdict:
+        from pipeline.kernels.text import readable
+
         function = find_function(self.function)
+        at = docs.batch.schema.get_field_index("text")
+        batch = docs.batch.set_column(at, docs.batch.schema.field(at), readable(docs.column("text")))
         if self.per == "batch":
-            found = list(function(docs.batch))
+            found = list(function(batch))
             if len(found) != len(docs):
                 raise RecipeError(
                     f"filters.python: {self.function} gave {len(found)} reasons for {len(docs)} documents; "
                     "return one reason or None per row"
                 )
         else:
-            found = [function(row) for row in docs.batch.to_pylist()]
+            found = [function(row) for row in batch.to_pylist()]
         wrong = next((reason for reason in found if reason is not None and not isinstance(reason, str)), None)
         if wrong is not None:
             raise RecipeError(

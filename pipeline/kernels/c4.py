@@ -92,6 +92,15 @@ def _find_needles(data: np.ndarray, start: int, end: int) -> tuple[bool, bool, b
 
 
 @numba.njit(cache=True, nogil=True)
+def page_flags(offsets: np.ndarray, data: np.ndarray) -> np.ndarray:
+    """Whether "lorem ipsum", "javascript" and "{" are anywhere in each document, int64 [documents, 3]."""
+    out = np.zeros((len(offsets) - 1, 3), np.int64)
+    for d in range(len(offsets) - 1):
+        out[d, 0], out[d, 1], _, out[d, 2], _ = _find_needles(data, offsets[d], offsets[d + 1])
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
 def _without_citations(data: np.ndarray, start: int, end: int, out: np.ndarray, to: int) -> int:
     """Copy a line without its citation marks to out[to:]; the end of the copy."""
     at = start

@@ -48,6 +48,8 @@ _BITS = {name: np.uint32(bit) for name, bit in IN.items()}
 _ARTICLE, _MAIN, _LIST = _BITS["article"], _BITS["main"], _BITS["list"]
 _LONG = 80.0  # characters that make a block a paragraph
 POWER, FLOOR, CEILING = 1.1, 0.25, 0.5
+BRIDGE = 0.2
+_FORMED = _BITS["table"] | _BITS["pre"] | _BITS["code"]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -437,4 +439,30 @@ def choose(stats: Any, p: Any) -> Any:
         return out
     for b in range(n):
         out[b] = p[b] >= limit
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def bridged(flags: Any, element: Any, stats: Any, p: Any, chosen: Any) -> Any:
+    """bool [blocks]: `chosen`, with the tables and code that stand between chosen blocks and are not unlikely.
+
+    A cell or a line of code is judged by itself, and short ones are doubted; inside of a text they belong to it. The
+    mean probability of what stands between must reach BRIDGE.
+    """
+    n = len(element)
+    out = chosen.copy()
+    start = -1  # of the blocks since the last chosen one, when all of them are cells or code
+    mass = 0.0
+    weight = 0.0
+    for b in range(n):
+        if chosen[b]:
+            if 0 <= start < b and mass >= BRIDGE * weight:
+                out[start:b] = True
+            start, mass, weight = b + 1, 0.0, 0.0
+        elif not flags[element[b]] & _FORMED:
+            start = -1
+        else:
+            w = stats[b, S_WORDS] + 1.0
+            mass += w * p[b]
+            weight += w
     return out

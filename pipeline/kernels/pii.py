@@ -12,7 +12,7 @@ AT, NUMBER, DOTTED, COLONS, IBAN, KEY, DASHES = range(7)
 with colons, two capitals and two digits, a known prefix of secret keys, five dashes before BEGIN."""
 
 KEY_PREFIXES = (b"AKIA", b"ASIA", b"ghp_", b"gho_", b"ghs_", b"ghu_", b"gith", b"sk-", b"xox", b"AIza", b"glpa", b"hf_",
-                b"npm_", b"pypi")  # fmt: skip
+                b"npm_", b"pypi", b"sk_l", b"rk_l", b"LTAI", b"AKID", b"eyJ")  # fmt: skip
 _PREFIXES = np.zeros((len(KEY_PREFIXES), 4), np.uint8)
 for _k, _prefix in enumerate(KEY_PREFIXES):
     _PREFIXES[_k, : len(_prefix)] = np.frombuffer(_prefix, np.uint8)

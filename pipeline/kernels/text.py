@@ -18,13 +18,19 @@ if TYPE_CHECKING:
     from pipeline.kernels.spacy_words import SpacyWords
 
 
-Splitter = Literal["script", "space", "spacy"]
+Splitter = Literal["script", "space", "spacy", "unicode", "normal"]
 
 
 def words_of(docs: Documents, splitter: Splitter) -> words.Words:
-    """Words at white space, also by script (see `words.split_words`), or as spaCy's English tokenizer has them."""
+    """Words at white space, also by script (see `words.split_words`), as spaCy's English tokenizer has them, at
+    Unicode's word boundaries, or in lower case without punctuation as RedPajama has them."""
     if splitter == "spacy":
         return docs.once("words:spacy", lambda: spacy_words().split(*docs.text_buffers())[0])
+    if splitter in ("unicode", "normal"):
+        from pipeline.kernels import normal_words, word_breaks
+
+        split = word_breaks.split_words if splitter == "unicode" else normal_words.split_words
+        return docs.once(f"words:{splitter}", lambda: split(*docs.text_buffers()))
     by_script = splitter == "script"
     return docs.once(f"words:{splitter}", lambda: words.split_words(*docs.text_buffers(), by_script=by_script))
 
@@ -99,6 +105,16 @@ def ends_with_ellipsis(docs: Documents, found: lines.Lines) -> np.ndarray:
     return out
 
 
+def ends_with_spaced_dots(docs: Documents, found: lines.Lines) -> np.ndarray:
+    """Which lines end in ". . .", white space aside; bool per line."""
+    _, data = docs.text_buffers()
+    out = np.zeros(len(found.tail), np.bool_)
+    dots = np.flatnonzero((found.tail == ord(".")) & (found.strip_end - found.strip_start >= 5))
+    end = found.strip_end[dots]
+    out[dots] = (data[end - 2] == 32) & (data[end - 3] == 46) & (data[end - 4] == 32) & (data[end - 5] == 46)
+    return out
+
+
 def unspaced_in_lines(docs: Documents, found: lines.Lines) -> np.ndarray:
     """How many characters of scripts without spaces each line has, int64 per line."""
     words = words_of(docs, "script")
@@ -127,6 +143,16 @@ def with_lines(docs: Documents, found: lines.Lines, keep: np.ndarray) -> pa.Arra
     """The text column with only the lines in `keep` (bool per line)."""
     offsets, data = lines.keep_lines(found.first, found.start, found.end, docs.text_buffers()[1], keep)
     return text_array(offsets, data)
+
+
+def readable(texts: pa.Array) -> pa.Array:
+    """The same large_string column for code that makes Python strings: U+FFFD where the bytes are no UTF-8."""
+    try:
+        texts.validate(full=True)
+    except pa.ArrowInvalid:
+        raw = texts.cast(pa.large_binary()).to_pylist()
+        return pa.array([None if x is None else x.decode("utf-8", "replace") for x in raw], pa.large_string())
+    return texts
 
 
 def text_array(offsets: np.ndarray, data: np.ndarray) -> pa.Array:

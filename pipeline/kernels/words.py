@@ -221,6 +221,51 @@ def count_members(first: np.ndarray, hashes: np.ndarray, wanted: np.ndarray) -> 
 
 
 @numba.njit(cache=True, nogil=True)
+def count_lower_members(
+    first: np.ndarray, start: np.ndarray, size: np.ndarray, chars: np.ndarray, data: np.ndarray, wanted: np.ndarray,
+    longest: int,
+) -> np.ndarray:  # fmt: skip
+    """How many words of each document, in lower case, are among the `wanted` hashes (sorted), int64 [documents].
+
+    `longest` is the length of the longest wanted word, in characters: longer words are not looked at.
+    """
+    out = np.zeros(len(first) - 1, np.int64)
+    for d in range(len(first) - 1):
+        for i in range(first[d], first[d + 1]):
+            if chars[i] > longest:
+                continue
+            value, at, end = np.uint64(0), start[i], start[i] + size[i]
+            while at < end:
+                point, step = decode(data, at, end)
+                value = value * HASH_BASE + np.uint64(lower_of(point) + 1)
+                at += step
+            k = np.searchsorted(wanted, value)
+            out[d] += k < len(wanted) and wanted[k] == value
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
+def count_ascii_separated(offsets: np.ndarray, data: np.ndarray) -> np.ndarray:
+    """Words of each document that start with a letter or digit, int64 [documents]; ASCII white space and NUL separate.
+
+    These are the words of fastText's tokenizer.
+    """
+    out = np.zeros(len(offsets) - 1, np.int64)
+    for d in range(len(offsets) - 1):
+        at, end = offsets[d], offsets[d + 1]
+        inside = False
+        while at < end:
+            byte = data[at]
+            if byte == 0 or byte == 32 or 9 <= byte <= 13:
+                inside = False
+            elif not inside:
+                inside = True
+                out[d] += (flags_of(decode(data, at, end)[0]) & (ALPHA | DECIMAL | NUMERIC)) != 0
+            at += 1
+    return out
+
+
+@numba.njit(cache=True, nogil=True)
 def word_sums(first: np.ndarray, chars: np.ndarray, flags: np.ndarray) -> np.ndarray:
     """Per document, int64 [documents, 7]: words with a letter, content words, their characters, unspaced words,
     spaced words, characters of spaced words, characters of all words."""

@@ -105,7 +105,8 @@ class Chat(Transform):
                 ids = next(encoded)
                 learned = self.train_on == "all" or role == "assistant"
                 begins, _ = self._codec.decode(ids)
-                target = (begins[:-1] >= len(role.encode()) + 1) & learned
+                # a token that begins before the answer and ends within it is the answer's: no seam token is lost
+                target = (begins[1:] > len(role.encode()) + 1) & learned
                 parts = (np.array([start], dtype), ids, np.array([end], dtype), newline)
                 out += parts
                 masks += [np.zeros(1, bool), target, np.array([learned]), np.zeros(len(newline), bool)]

@@ -1,17 +1,56 @@
-"""The dolma variants measure what dolma's tagger gopher_v1 measures, written down plainly here."""
+"""The dolma variants measure what dolma's taggers gopher_v1 and c4_v2 measure: as stored, and as written here."""
 
+import gzip
+import json
 from collections import Counter
+from pathlib import Path
 from statistics import median
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from texts import CHINESE, ENGLISH, ODD, batch_of, real_texts
+from parity.datatrove_reference import text_hash
+from texts import CHINESE, ENGLISH, ODD, batch_of, parity_texts, real_texts
 
+from pipeline.filters.c4 import C4
 from pipeline.filters.gopher_quality import ENGLISH_STOP_WORDS, GopherQuality
 from pipeline.filters.gopher_repetition import GopherRepetition
 from pipeline.step import Documents
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "dolma_filters.json.gz"
+
+
+@pytest.fixture(scope="module")
+def golden():
+    """[(text, what the taggers gave)] for some 2,000 real documents."""
+    stored = json.loads(gzip.decompress(GOLDEN.read_bytes()))["documents"]
+    found = {text: stored[key] for text in parity_texts() if (key := text_hash(text)) in stored}
+    if len(found) < 2000:
+        pytest.skip("needs the real documents in ../shared/data")
+    return found
+
+
+def test_gopher_scores_are_those_stored(golden):
+    docs = Documents(batch_of(list(golden)))
+    scores = GopherQuality(variant="dolma").scores(docs) | GopherRepetition(variant="dolma").scores(docs)
+    names = set().union(*(row["gopher"] for row in golden.values()))
+    assert len(names) == 18
+    for name in names:
+        # The taggers give 0 where there is nothing to divide by, and no number where there is no n-gram.
+        expected = [row["gopher"].get(name, 0) for row in golden.values()]
+        assert np.nan_to_num(scores[name]) == pytest.approx(np.array(expected), abs=1e-9), name
+
+
+def test_c4_flags_lines_and_texts_are_those_stored(golden):
+    step, docs = C4(variant="dolma"), Documents(batch_of(list(golden)))
+    scores = step.scores(docs)
+    flags = np.array([row["c4"]["flags"] for row in golden.values()])
+    found = np.array([scores[name] for name in ("lorem_ipsum", "curly_bracket", "javascript")]).T
+    assert np.array_equal(found, flags)
+    assert scores["lines_dropped"].tolist() == [row["c4"]["dropped"] for row in golden.values()]
+    after = [text_hash(text) for text in step.columns(docs)["text"].to_pylist()]
+    assert after == [row["c4"]["text"] for row in golden.values()]
 
 
 def share(part, whole):

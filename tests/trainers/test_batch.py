@@ -4,6 +4,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cluster import storage
 from cluster.errors import DataError
 from trainers.batch import IGNORE, Loader, PackedRows, Rows, collate, filled_up, share_of, shared_out
 
@@ -58,6 +59,17 @@ def test_the_loader_goes_on_from_its_cursor(packed):
             assert torch.equal(a.input_ids, b.input_ids)
             assert torch.equal(a.targets, b.targets)
     second.close()
+
+
+def test_rows_on_s3_are_the_rows_on_disk(packed, bucket):
+    for file in sorted(packed.rglob("*")):
+        if file.is_file():
+            storage.write_bytes(storage.join(bucket, "packed", file.relative_to(packed).as_posix()), file.read_bytes())
+    here, there = PackedRows(str(packed)), PackedRows(storage.join(bucket, "packed"))
+    loader = Loader(there, rows_per_step=8, micro_rows=8, cursor=190)
+    step = next(loader)
+    loader.close()
+    assert np.array_equal(step.micro_batches[0].input_ids.numpy(), here.read(190, 8).input_ids)
 
 
 def _slow_row(ids, lengths, mask):

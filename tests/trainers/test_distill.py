@@ -6,11 +6,11 @@ from torch.nn.functional import kl_div, log_softmax
 
 from cluster.errors import DataError, RecipeError
 from trainers import distill, model
-from trainers.batch import PackedRows, shared_out
+from trainers.batch import Batch, PackedRows, shared_out
 from trainers.distill import Distill, PackedStates, States, distillation_loss, write_teacher
 from trainers.divergence import bucketed, confidence, divergence
 from trainers.model import ModelSettings, PackedLM
-from trainers.relations import angle_loss, distance_loss
+from trainers.relations import angle_loss, attention_losses, distance_loss, feature_losses, value_losses
 from trainers.train import train
 
 SMALL = ModelSettings(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=64)
@@ -96,6 +96,110 @@ def test_the_surer_teacher_counts_more():
     assert shares[1].tolist() == [0.5, 0.5]
 
 
+def _told(n=9, width=37, wide=12, blocks=2):
+    return States(
+        torch.randn(n, width, dtype=torch.float64) * 2,
+        torch.randn(n, wide, dtype=torch.float64),
+        [torch.randn(n, wide, dtype=torch.float64) for _ in range(blocks)],
+    )
+
+
+def _row(n=9, part=None):
+    """One row with n targets and a last position without."""
+    ids = torch.arange(n + 1)[None] % 37
+    targets = torch.cat([ids[:, 1:], torch.full((1, 1), -100)], 1)
+    zero = torch.zeros_like(ids)
+    return Batch(ids, zero, zero.int(), targets, {} if part is None else {"part": torch.tensor([[part]])})
+
+
+def test_averaged_teachers_are_one_teacher_with_their_mean_logits():
+    torch.manual_seed(0)
+    student, one, two, batch = _told(), _told(), _told(), _row()
+    settings = Distill(teachers={"a": 1.0, "b": 3.0}, combine="average", temperature=2.0)
+    weights = torch.tensor([1.0, 3.0], dtype=torch.float64)
+    found = distillation_loss(settings, student, [one, two], batch, weights)
+    mean = States(0.25 * one.logits + 0.75 * two.logits, one.last, one.blocks)
+    alone = distillation_loss(Distill(teachers={"a": 1.0}, temperature=2.0), student, [mean], batch, weights[:1])
+    assert float(found.total) == pytest.approx(float(alone.total), rel=1e-6)
+    apart = distillation_loss(settings.model_copy(update={"combine": "losses"}), student, [one, two], batch, weights)
+    each = [
+        distillation_loss(Distill(teachers={"a": 1.0}, temperature=2.0), student, [one_of], batch, weights[:1])
+        for one_of in (one, two)
+    ]
+    assert float(apart.total) == pytest.approx(0.25 * float(each[0].total) + 0.75 * float(each[1].total), rel=1e-6)
+    assert abs(float(apart.total) - float(found.total)) > 1e-3
+
+
+@pytest.mark.parametrize("part", [0, 1])
+def test_a_routed_row_learns_from_the_teacher_of_its_data_set_alone(part):
+    torch.manual_seed(1)
+    student, teachers, batch = _told(blocks=4), [_told(), _told()], _row(part=part)
+    settings = Distill(teachers={"a": 1.0, "b": 9.0}, trust="routed", features=0.7, feature_loss="cosine")
+    found = distillation_loss(settings, student, teachers, batch, torch.tensor([1.0, 9.0], dtype=torch.float64))
+    mine = States(student.logits, student.last, student.blocks[2 * part : 2 * part + 2])
+    alone = settings.model_copy(update={"teachers": {"a": 1.0}, "trust": "fixed"})
+    expected = distillation_loss(alone, mine, teachers[part : part + 1], batch, torch.ones(1, dtype=torch.float64))
+    assert float(found.total) == pytest.approx(float(expected.total), rel=1e-6)
+
+
+def test_distances_of_states_are_their_definitions():
+    torch.manual_seed(2)
+    s, t = torch.randn(2, 5, 7, dtype=torch.float64)
+    for n in range(5):
+        cosine = float(s[n] @ t[n] / (s[n].norm() * t[n].norm()))
+        assert float(feature_losses(s, t, "cosine")[n]) == pytest.approx(1 - cosine, abs=1e-12)
+        assert float(feature_losses(s, t, "mse")[n]) == pytest.approx(float(((s[n] - t[n]) ** 2).mean()), abs=1e-12)
+    assert float(feature_losses(3 * t, t, "cosine").abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize(("ours", "theirs", "heads"), [((2, 2), (2, 2), 2), ((4, 2), (2, 1), 2)])
+def test_minilms_relations_are_those_of_the_paper_by_loops(ours, theirs, heads):
+    """Documents of 4 and 3 tokens in one row; as many heads in both models, or all heads split anew into two."""
+    torch.manual_seed(0)
+    documents = torch.tensor([[0, 0, 0, 0, 1, 1, 1]])
+
+    def told(queries, keys, width):
+        sizes = ((1, queries, 7, width), (1, keys, 7, width), (1, keys, 7, width))
+        return [torch.randn(size, dtype=torch.float64) for size in sizes]
+
+    s, t = told(*ours, 6), told(*theirs, 8)
+
+    def anew(x, queries):
+        """[seq, heads, width] after key heads were repeated for their queries."""
+        x = x[0].repeat_interleave(queries // x.shape[1], 0)
+        return torch.cat(list(x), 1).reshape(7, heads, -1)
+
+    def relation(a, b, at, head):
+        seen = [k for k in range(at + 1) if documents[0, k] == documents[0, at]]
+        scores = torch.tensor([float(a[at, head] @ b[k, head]) / a.shape[2] ** 0.5 for k in seen], dtype=torch.float64)
+        return scores.exp() / scores.exp().sum()
+
+    for losses, first, second in ((attention_losses, 0, 1), (value_losses, 2, 2)):
+        found = losses(s, t, documents, heads)
+        for at in range(7):
+            total = 0.0
+            for head in range(heads):
+                pair = []
+                for x, (queries, keys) in ((s, ours), (t, theirs)):
+                    size = queries if first == 0 else keys
+                    pair.append(relation(anew(x[first], size), anew(x[second], size), at, head))
+                q, p = pair
+                total += float((p * (p / q).log()).sum())
+            assert float(found[0, at]) == pytest.approx(total / heads, abs=1e-9)
+
+
+def test_other_numbers_of_heads_are_refused_with_both_numbers():
+    small, large = (_build(one, 0).config for one in (SMALL, LARGE))
+    assert distill.relation_blocks(Distill(), small, large) == (None, None)
+    with pytest.raises(RecipeError, match=r"\(4, 2\) query and key heads"):
+        distill.relation_blocks(Distill(value_relation=1.0), small, large)
+    with pytest.raises(RecipeError, match="relation_heads: 5 do not divide the student's 16 values"):
+        distill.relation_blocks(Distill(value_relation=1.0, relation_heads=5), small, large)
+    with pytest.raises(RecipeError, match="block 3, but the student has 2"):
+        distill.relation_blocks(Distill(value_relation=1.0, relation_blocks=(3, 4), relation_heads=2), small, large)
+    assert distill.relation_blocks(Distill(value_relation=1.0, relation_heads=2), small, large) == (2, 4)
+
+
 ALL = {"features": 0.3, "distance": 1.0, "angle": 2.0, "hard": 0.4, "temperature": 2.0, "divergence": "jsd"}
 
 
@@ -133,6 +237,8 @@ def teacher(packed, tmp_path_factory):
 
 RUNS = {
     "logits": ({}, {"zero": 1}),
+    "minilm": ({"attention_relation": 1.0, "value_relation": 1.0, "relation_heads": 4}, {"zero": 3}),
+    "cosine": ({"features": 0.5, "feature_loss": "cosine", "layers": {1: 2, 2: 4}}, {"zero": 1}),
     "everything": (ALL, {"zero": 2}),
     "sharded": ({"features": 0.5, "divergence": "reverse"}, {"zero": 3}),
 }

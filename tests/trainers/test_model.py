@@ -218,3 +218,18 @@ def test_kernels_that_a_device_lacks_are_refused():
         with pytest.raises(RecipeError, match=f"attention: {wanted}"):
             model.pick_attention(torch.device("cpu"), wanted)
     assert model.pick_attention(torch.device("cpu")) == "sdpa"
+    with pytest.raises(RecipeError, match="reward models and students take flex"):
+        model.masked_attention(torch.device("cuda"), "varlen")
+    assert model.masked_attention(torch.device("cuda")) == "flex"
+
+
+def test_a_compiled_block_is_one_graph(packed):
+    """A break within a block would cost more than compiling gains."""
+    lm = _lm()
+    ours = PackedLM(lm)
+    batch = collate(PackedRows(str(packed)).read(0, 3))
+    inputs = (batch.input_ids, batch.position_ids, batch.doc_index, batch.targets)
+    expected = float(ours(*inputs).detach())
+    for block in lm.get_decoder().layers:
+        block.compile(dynamic=False, backend="eager", fullgraph=True)
+    assert float(ours(*inputs).detach()) == pytest.approx(expected, rel=1e-6)

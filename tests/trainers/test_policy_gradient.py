@@ -81,6 +81,38 @@ def test_a_tool_output_between_two_turns_changes_no_advantage(seed, at):
     torch.testing.assert_close(torch.cat([holed[:, :at], holed[:, at + 3 :]], 1), plain, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("seed", [1, 2, 4, 5])
+def test_a_whole_ppo_or_grpo_update_with_holes_is_that_of_rows_without_the_masked_tokens(seed):
+    """Rewards, advantages, whitening, both losses and their gradients: masked tokens might as well not be there."""
+    make = torch.Generator().manual_seed(seed)
+    _, _, mask = ragged(seed)
+    mask[:, 0] = True
+    new, old, sampler, reference, values, old_values = torch.randn((6, *mask.shape), generator=make).double().unbind(0)
+    scores = torch.randn(len(mask), generator=make).double()
+
+    def update(mask, new, old, sampler, reference, values, old_values):
+        new, values = new.clone().requires_grad_(), values.clone().requires_grad_()
+        rewards = pg.kl_rewards(scores, pg.kl_estimate(old, reference, "k1"), mask, 0.1)
+        advantages = pg.gae(rewards, old_values, mask, GAMMA, LAM)
+        returns = pg.gae_target(advantages, old_values, mask)
+        group = pg.group_relative(rewards.sum(-1), 3)[:, None] * mask
+        total = pg.value_loss(values, returns, mask, old_values, 0.2)
+        for psi in (pg.whiten(advantages, mask), pg.reinforce_pp(rewards, mask, gamma=GAMMA), group):
+            terms, _ = pg.ppo_terms(new, old, psi, dual_clip=3.0)
+            total = total + (terms * pg.importance_weights(old, sampler, 2.0) * mask).sum()
+        total.backward()
+        return float(total), new.grad[mask], values.grad[mask]
+
+    tensors = (new, old, sampler, reference, values, old_values)
+    width = int(mask.sum(-1).max())
+    order = torch.argsort(~mask, dim=-1, stable=True)[:, :width]
+    holed = update(mask, *tensors)
+    deleted = update(mask.gather(1, order), *(x.gather(1, order) for x in tensors))
+    assert holed[0] == pytest.approx(deleted[0], abs=1e-9)
+    for with_holes, without in zip(holed[1:], deleted[1:], strict=True):
+        torch.testing.assert_close(with_holes, without, rtol=0, atol=1e-9)
+
+
 def test_the_ends_of_gae_are_the_td_residual_and_the_baselined_reward_to_go():
     r, v, mask = ragged(4)
     torch.testing.assert_close(pg.gae(r, v, mask, GAMMA, 0.0), pg.td_residual(r, v, mask, GAMMA))
@@ -185,6 +217,20 @@ def test_the_value_loss_takes_the_worse_of_free_and_clipped():
         pg.value_loss(v, target, mask, clip=0.2)
 
 
+@pytest.mark.parametrize("seed", [1, 2, 4])
+@pytest.mark.parametrize("clip", [None, 0.2])
+def test_the_value_loss_of_ragged_rows_is_the_published_one(seed, clip):
+    """½ Σ max((V − R)², (V_old + clip(V − V_old) − R)²): OpenRLHF, verl and TRL before they divide by a count."""
+    v, old, mask = ragged(seed)
+    target = torch.randn(v.shape, generator=torch.Generator().manual_seed(seed + 99), dtype=torch.float64)
+    expected = 0.0
+    for i, t in mask.nonzero().tolist():
+        value, before, goal = float(v[i, t]), float(old[i, t]), float(target[i, t])
+        near = before + max(-0.2, min(0.2, value - before)) if clip else value
+        expected += 0.5 * max((value - goal) ** 2, (near - goal) ** 2)
+    assert float(pg.value_loss(v, target, mask, old, clip)) == pytest.approx(expected, abs=1e-6)
+
+
 def test_group_advantages_are_the_published_ones():
     torch.manual_seed(2)
     scores = torch.randn(12).double()
@@ -209,6 +255,8 @@ def test_reinforce_pp_whitens_the_reward_to_go_of_the_batch():
     got = pg.reinforce_pp(r, mask, gamma=GAMMA)[mask]
     assert float(got.mean()) == pytest.approx(0.0, abs=1e-9)
     assert float(got.var(unbiased=False)) == pytest.approx(1.0, abs=1e-6)
+    to_go = row_by_row(lambda r: _q(r, r, len(r)), mask, r)[mask]
+    torch.testing.assert_close(got, (to_go - to_go.mean()) / torch.sqrt(to_go.var(unbiased=False) + 1e-8))
 
 
 def test_the_coefficient_rises_above_the_target_and_falls_below_it_by_a_bounded_step():

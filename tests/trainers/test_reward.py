@@ -126,7 +126,7 @@ def test_data_of_another_kind_is_refused(preferences, packed):
             reward.objective(Reward(learn=learn), Start(recipe, PackedRows(str(folder)), ALONE, None, None))
 
 
-@pytest.mark.parametrize("learn", ["ranking", "process"])
+@pytest.mark.parametrize("learn", ["ranking", "outcome", "process"])
 def test_two_workers_train_save_and_the_saved_model_says_the_same(recipe, preferences, steps, tmp_path, crew, learn):
     from trainers.log import read_metrics
     from trainers.train import train

@@ -109,6 +109,40 @@ def test_rows_without_a_mask_are_refused_unless_everything_is_wanted(packed):
     objective.close()
 
 
+def test_conversations_in_jsonl_end_in_a_model_that_answers_as_it_was_taught(recipe, chat_tokenizer, tmp_path, crew):
+    """JSONL, tokens.chat, pack.best_fit, `corpusmill train` and the exported model asked by transformers alone."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from pipeline import recipe as recipes
+    from pipeline.progress import Console
+    from pipeline.run import run
+    from trainers.train import train
+
+    answers = {"cat": "the cat sat", "mat": "the mat was flat", "hat": "a hat"}
+    with (tmp_path / "talks.jsonl").open("w") as out:
+        for number in range(120):
+            asked = list(answers)[number % 3]
+            talk = [{"role": "user", "content": asked}, {"role": "assistant", "content": answers[asked]}]
+            out.write(json.dumps({"messages": talk}) + "\n")
+    steps = [
+        {"crawl.corpus": {"path": str(tmp_path / "talks.jsonl"), "text_field": "messages"}},
+        {"tokens.chat": {"tokenizer": chat_tokenizer}},
+        {"pack.best_fit": {"seq_len": 128, "tokenizer": chat_tokenizer, "validation_share": 0.1}},
+    ]
+    run(recipes.from_mapping({"steps": steps, "workers": 0}), str(tmp_path / "run"), console=Console(quiet=True))
+    changes = {"trainer": "sft", "data": str(tmp_path / "run/packed"), "steps": 30, "batch_rows": 8, "micro_rows": 4}
+    report = train(recipe(**changes, save=False, workers=2), str(tmp_path / "tuned"), crew=crew)
+    assert report.validation[30] < 0.2
+    tokenizer, lm = AutoTokenizer.from_pretrained(report.export), AutoModelForCausalLM.from_pretrained(report.export)
+    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    for asked, answer in answers.items():
+        prompt = tokenizer.apply_chat_template(
+            [{"role": "user", "content": asked}], add_generation_prompt=True, return_tensors="pt", return_dict=True
+        )
+        said = lm.generate(**prompt, max_new_tokens=24, do_sample=False, eos_token_id=end, pad_token_id=0)
+        assert tokenizer.decode(said[0, prompt["input_ids"].shape[1] :]) == f"{answer}<|im_end|>"
+
+
 def test_two_workers_tune_resume_and_save_a_model_that_says_the_same(recipe, instructions, tmp_path, crew):
     import shutil
 

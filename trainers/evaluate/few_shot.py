@@ -197,9 +197,7 @@ def measure(
 
 def measure_folder(folder: str, paths: Sequence[str], *, shots: int = 0, limit: int = 0) -> dict[str, float]:
     """The same for an exported model and task files, in this process."""
-    from transformers import AutoTokenizer
-
-    from trainers.model import PackedLM, load, pick_attention
+    from trainers.model import PackedLM, load, load_tokenizer, pick_attention
     from trainers.roles import Frozen
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -208,7 +206,7 @@ def measure_folder(folder: str, paths: Sequence[str], *, shots: int = 0, limit: 
     seq_len = min(2048, int(lm.config.max_position_embeddings))
     role = Frozen(PackedLM(lm, pick_attention(device)), device, dtype)
     tasks = [read_task(path, limit) for path in paths]
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     return measure(
         role, tasks, tokenizer, shots=shots, seq_len=seq_len, micro_rows=4, ranks=Ranks(0, 1, torch.device("cpu"))
     )

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from cluster import storage
+from trainers import sequence
 from trainers.batch import IGNORE, PackedRows, shared_out
 from trainers.ranks import Ranks
 from trainers.roles import Role
@@ -23,7 +24,8 @@ class HeldOut:
         rows = min(rows or data.rows, data.rows)
         self.ranks = ranks
         self._bytes = token_bytes(data)
-        self._batches = shared_out(data, 0, rows, micro_rows, rank=ranks.rank, world=ranks.world).micro_batches
+        mine = shared_out(data, 0, rows, micro_rows, rank=ranks.data_rank, world=ranks.data_world).micro_batches
+        self._batches = [sequence.stretch(batch, ranks.place, ranks.sequence) for batch in mine]
 
     @torch.no_grad()
     def measure(self, role: Role) -> tuple[float, float]:

@@ -1,4 +1,4 @@
-"""`corpusmill feedback`: judge, select, rlaif, spin, self_rewarding or self_instruct, by a YAML file."""
+"""`corpusmill feedback`: judge, select, rlaif, spin, self_rewarding, self_instruct or evol_instruct, by a YAML file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cluster.settings import Settings, assign, make, read_yaml
 from trainers.feedback.judge import Comparing, put
 from trainers.feedback.writer import Model
 
-ACTIONS = ("judge", "select", "rlaif", "spin", "self_rewarding", "self_instruct")
+ACTIONS = ("judge", "select", "rlaif", "spin", "self_rewarding", "self_instruct", "evol_instruct")
 
 
 class JudgeFile(Settings):
@@ -84,4 +84,8 @@ def _done(action: str, raw: dict[str, Any], out: str, where: str) -> Any:
         from trainers.feedback.self_instruct import SelfInstruct, self_instruct
 
         return self_instruct(make(SelfInstruct, raw, where), out)
+    if action == "evol_instruct":
+        from trainers.feedback.evol_instruct import EvolInstruct, evol_instruct
+
+        return evol_instruct(make(EvolInstruct, raw, where), out)
     raise RecipeError(f"no action named '{action}'; known are {', '.join(ACTIONS)}")

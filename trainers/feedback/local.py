@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainers.answers import turn_end
 from trainers.feedback.writer import Chat, Draw, cut, key_of
 from trainers.rollout import Rollouts, Sampler, Sampling
 
@@ -32,7 +33,7 @@ class Local:
         """See `Writer.write`. The random stream of a text is named by its chat, so batches may be cut anywhere."""
         prompts = [self.ids(self.render(chat)) for chat in chats]
         fields = draw.model_dump()
-        turn = self.turn_end()
+        turn = turn_end(self.tokenizer)
         sampling = Sampling(**fields | {"stop": (*draw.stop, *([turn] if turn else []))})
         answers = self.rollouts.generate(prompts, sampling, [int(key_of(chat)[:12], 16) for chat in chats])
         found: list[list[str]] = [[] for _ in chats]
@@ -43,14 +44,6 @@ class Local:
             text = self.tokenizer.decode(self.ids(text), skip_special_tokens=True)
             found[answer.prompt].append(cut(text, draw.stop))
         return found
-
-    def turn_end(self) -> str:
-        """What the chat template puts behind an answer, "" where there is no template or nothing visible."""
-        if not getattr(self.tokenizer, "chat_template", None):
-            return ""
-        chat = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "corpusmill"}]
-        whole = str(self.tokenizer.apply_chat_template(chat, tokenize=False))
-        return whole.rpartition("corpusmill")[2].strip()
 
     @torch.no_grad()
     def label_log_probs(self, chats: Sequence[Chat], labels: Sequence[str]) -> list[list[float]]:
@@ -91,12 +84,10 @@ class Local:
 @functools.lru_cache(maxsize=1)
 def open_model(folder: str, slots: int = 64) -> Local:
     """A transformers folder as a writer, on the GPU where there is one. The last one stays loaded."""
-    from transformers import AutoTokenizer
-
-    from trainers.model import load
+    from trainers.model import load, load_tokenizer
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    tokenizer: Any = AutoTokenizer.from_pretrained(folder)
+    tokenizer = load_tokenizer(folder)
     lm: Any = load(folder).eval().requires_grad_(False)
     lm.to(device)
     sampler = Sampler(lm.config, tokenizer, device, slots=slots)

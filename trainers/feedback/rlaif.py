@@ -17,8 +17,10 @@ from pydantic import Field
 from cluster.errors import RecipeError
 from cluster.settings import Settings, make
 from trainers.feedback.judge import RATE, Comparing, Rating, label, rate
-from trainers.feedback.stages import as_chat, same_loop, spread, stage, trained, write_jsonl, write_texts
+from trainers.feedback.stages import as_chat, crewed, same_loop, spread, stage, trained, write_jsonl, write_texts
 from trainers.feedback.writer import Draw, Endpoint, Model, Server, Writer
+from trainers.recipe import from_mapping
+from trainers.workers import Crew
 
 
 class Rlaif(Settings):
@@ -32,29 +34,51 @@ class Rlaif(Settings):
     seq_len: int = Field(2048, gt=0, description="tokens per packed row")
     reward: dict[str, Any] = Field(default_factory=dict, description="recipe fields of the reward model's training")
     policy: dict[str, Any] = Field(
-        default_factory=lambda: {"trainer": "preference"},
-        description="recipe fields of the policy's training; REWARD and LABELS in texts become the two folders",
+        description="recipe fields of the policy's training: trainer: ppo (or grpo) learns from the reward model, "
+        "preference from the labels; REWARD, LABELS and PROMPTS as whole texts become their paths"
     )
     workers: int = Field(2, gt=0, description="processes that answer at a time")
     chunk: int = Field(32, gt=0, description="prompts per task of a process")
 
 
-def rlaif(settings: Rlaif, out: str, judge: Writer | None = None) -> dict[str, Any]:
+def rlaif(settings: Rlaif, out: str, judge: Writer | None = None, crew: Crew | None = None) -> dict[str, Any]:
     """Answers → labels of both orders → reward model → policy. Figures and folders of each stage.
 
-    The policy's recipe names its own trainer: one that asks the reward model (REWARD), or `preference` on the labels
-    themselves (LABELS is then its data). A finished stage is not redone. `judge` is asked instead of settings.judge.
+    A finished stage is not redone, and one that was stopped goes on from its checkpoints. `judge` is asked instead of
+    settings.judge. Raises RecipeError for a recipe of either training before anything starts.
     """
+    with crewed(crew) as own:
+        return _chain(settings, out, judge, own)
+
+
+def recipes(settings: Rlaif, top: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The recipes of the reward model and of the policy. PPO begins its critic with the reward model, as in Ouyang et
+    al. 2022, unless the recipe says otherwise."""
+    paths = {"REWARD": top / "reward" / "model", "LABELS": top / "packed", "PROMPTS": top / "prompts.jsonl"}
+    learn = {"start_from": settings.model, **settings.reward, "trainer": "reward", "data": str(paths["LABELS"])}
+    given = dict(settings.policy)
+    if given.get("trainer") in ("ppo", "grpo"):
+        asked = {"prompts": "PROMPTS", "reward_model": "REWARD"} | (
+            {"critic": "REWARD"} if given["trainer"] == "ppo" else {}
+        )
+        given["objective"] = asked | given.get("objective", {})
+    policy = {"data": "LABELS", "start_from": settings.model, **given}
+    return learn, _named(policy, {name: str(path) for name, path in paths.items()})
+
+
+def _chain(settings: Rlaif, out: str, judge: Writer | None, crew: Crew) -> dict[str, Any]:
     from trainers.answers import read_examples, write_answers
 
-    top = Path(out)
+    top = Path(out).absolute()
+    for name, recipe in zip(("reward", "policy"), recipes(settings, top), strict=True):
+        from_mapping(recipe, name)
     same_loop(top, settings.model_dump(mode="json"))
     if settings.draw.samples < 2:
         raise RecipeError("rlaif: a judge compares two answers or more; set draw.samples: 2")
     prompts = [row["prompt"] for path in settings.data for row in read_examples(path)]
     drawn = spread(
         write_texts, settings.model, [as_chat(p) for p in prompts], settings.draw.model_dump(mode="json"),
-        top / "answers", workers=settings.workers, chunk=settings.chunk,
+        top / "answers", workers=settings.workers, chunk=settings.chunk, crew=crew,
     )  # fmt: skip
     examples = [
         {"prompt": prompt, "answers": texts}
@@ -62,6 +86,7 @@ def rlaif(settings: Rlaif, out: str, judge: Writer | None = None) -> dict[str, A
         if len(texts := list(dict.fromkeys(row["texts"]))) > 1
     ]
     write_jsonl(top / "examples.jsonl", examples)
+    write_jsonl(top / "prompts.jsonl", [{"prompt": prompt} for prompt in prompts])
 
     def labelled() -> dict[str, Any]:
         found = label(examples, judge or settings.judge.open(), settings.comparing, str(top / "labels"))
@@ -72,12 +97,9 @@ def rlaif(settings: Rlaif, out: str, judge: Writer | None = None) -> dict[str, A
         return {name: getattr(found, name) for name in ("pairs", "agreed", "ties", "unreadable", "position_bias")}
 
     labels = stage(top / "labels.json", labelled)
-    packed = str(top / "packed")
-    learn = {"start_from": settings.model, **settings.reward, "trainer": "reward", "data": packed}
-    reward = stage(top / "reward.json", lambda: trained(learn, top / "reward"))
-    folders = {"REWARD": reward["model"], "LABELS": packed}
-    recipe = _named({"data": "LABELS", "start_from": settings.model, **settings.policy}, folders)
-    policy = stage(top / "policy.json", lambda: trained(recipe, top / "policy"))
+    learn, follow = recipes(settings, top)
+    reward = stage(top / "reward.json", lambda: trained(learn, top / "reward", crew))
+    policy = stage(top / "policy.json", lambda: trained(follow, top / "policy", crew))
     return {"labels": labels, "reward": reward, "policy": policy}
 
 
@@ -101,21 +123,22 @@ def direct_reward(judge: Writer, settings: Rating) -> Callable[[Sequence[Any], S
 
 
 def direct(
-    record: Mapping[str, Any],
-    answer: str,
+    records: Sequence[Mapping[str, Any]],
+    answers: Sequence[str],
     *,
     judge: str,
     template: str = RATE,
     lowest: int = 1,
     highest: int = 9,
     lead: str = "",
-) -> float:
+) -> list[float]:
     """d-RLAIF as a rule of a reward recipe: `trainers.feedback.rlaif:direct: {weight: 1, judge: FOLDER or URL#MODEL}`.
 
-    record["prompt"] is text or messages; the other settings are those of `Rating`. In [-1, 1].
+    All answers of a rank's iteration are asked about at once. A record's `prompt` is text or messages; the other
+    settings are those of `Rating`. In [-1, 1].
     """
     settings = Rating(template=template, lowest=lowest, highest=highest, lead=lead)
-    return direct_reward(_opened(judge), settings)([record["prompt"]], [answer])[0]
+    return direct_reward(_opened(judge), settings)([record["prompt"] for record in records], answers)
 
 
 @functools.lru_cache(maxsize=4)

@@ -135,8 +135,9 @@ def against_n(
 ) -> list[Line]:
     """Accuracy of each method with n of the answers, the mean over subsets: all of them, or `draws` drawn ones.
 
-    Every method sees the same subsets, each in the order its answers were drawn. Problems with fewer than n answers
-    are refused.
+    Every method sees the same subsets, each from its first answer on and from its last on: ties go to the earlier one,
+    and where several models took turns an order must not favour one of them. Problems with fewer than n answers are
+    refused.
     """
     found = []
     for n in ns:
@@ -146,6 +147,7 @@ def against_n(
             if problem.right is None or len(problem.answers) < n:
                 raise DataError(f"problem {number}: {len(problem.answers)} judged answers, {n} are asked for")
             subsets = _subsets(len(problem.answers), n, draws, seed + number)
+            subsets += [which[::-1] for which in subsets] if n > 1 else []
             for which in subsets:
                 part = problem.taken(which)
                 assert part.right is not None

@@ -18,8 +18,19 @@ from pydantic import Field
 from cluster.errors import RecipeError
 from cluster.settings import Settings
 from trainers.feedback.judge import Rating, fill, prompt_text
-from trainers.feedback.stages import as_chat, rate_texts, same_loop, spread, stage, trained, write_jsonl, write_texts
+from trainers.feedback.stages import (
+    as_chat,
+    crewed,
+    rate_texts,
+    same_loop,
+    spread,
+    stage,
+    trained,
+    write_jsonl,
+    write_texts,
+)
 from trainers.feedback.writer import Draw
+from trainers.workers import Crew
 
 ADDITIVE = """Review the answer to the request below and give it points. Add one point for each that holds:
 - it says something that belongs to the request, even if it is incomplete;
@@ -111,12 +122,17 @@ def best_and_worst(
     return pairs
 
 
-def self_rewarding(settings: SelfRewarding, out: str) -> list[dict[str, Any]]:
+def self_rewarding(settings: SelfRewarding, out: str, crew: Crew | None = None) -> list[dict[str, Any]]:
     """M1 and all rounds; the figures of each model: its judge's agreement, and the mean score of its own answers.
 
     A round is OUT/round-N; finished parts of an interrupted call are kept. The last entry has figures of the last
     model's judging alone.
     """
+    with crewed(crew) as own:
+        return _rounds(settings, out, own)
+
+
+def _rounds(settings: SelfRewarding, out: str, crew: Crew) -> list[dict[str, Any]]:
     from trainers.answers import read_examples, write_answers
 
     top = Path(out)
@@ -140,31 +156,36 @@ def self_rewarding(settings: SelfRewarding, out: str) -> list[dict[str, Any]]:
             lambda: write_answers(path, settings.model, packed, seq_len=settings.seq_len, validation=0),
         )
         recipe = {"start_from": model, **settings.begin, "trainer": "sft", "data": packed}
-        model = stage(top / "m1.json", lambda: trained(recipe, top / "m1"))["model"]
+        model = stage(top / "m1.json", lambda: trained(recipe, top / "m1", crew))["model"]
     rounds = []
     for number in range(settings.iterations):
         mine = rows["prompts"][number * settings.per_round : (number + 1) * settings.per_round]
-        found = _round(settings, model, [row["prompt"] for row in mine], top / f"round-{number}", number)
-        found["agreement"] = _measured(settings, model, rows["held_out"], top / f"round-{number}")
+        found = _round(settings, model, [row["prompt"] for row in mine], top / f"round-{number}", number, crew)
+        found["agreement"] = _measured(settings, model, rows["held_out"], top / f"round-{number}", crew)
         rounds.append(found)
         model = found["model"]
-    last = _measured(settings, model, rows["held_out"], top / "last")
+    last = _measured(settings, model, rows["held_out"], top / "last", crew)
     return [*rounds, {"model": model, "agreement": last}]
 
 
-def _measured(settings: SelfRewarding, model: str, held_out: list[dict[str, Any]], folder: Path) -> dict[str, float]:
+def _measured(
+    settings: SelfRewarding, model: str, held_out: list[dict[str, Any]], folder: Path, crew: Crew
+) -> dict[str, float]:
     asked = [(row["prompt"], row["answer"]) for row in held_out]
     judging = settings.judging.model_dump(mode="json")
     rated = spread(
-        rate_texts, model, asked, judging, folder / "held_out", workers=settings.workers, chunk=4 * settings.chunk
-    )
+        rate_texts, model, asked, judging, folder / "held_out",
+        workers=settings.workers, chunk=4 * settings.chunk, crew=crew,
+    )  # fmt: skip
     return agreement(held_out, [row["score"] for row in rated])
 
 
-def _round(settings: SelfRewarding, model: str, prompts: list[Any], folder: Path, number: int) -> dict[str, Any]:
+def _round(
+    settings: SelfRewarding, model: str, prompts: list[Any], folder: Path, number: int, crew: Crew
+) -> dict[str, Any]:
     from trainers.answers import write_answers
 
-    how = {"workers": settings.workers, "chunk": settings.chunk}
+    how: dict[str, Any] = {"workers": settings.workers, "chunk": settings.chunk, "crew": crew}
     draw = settings.draw.model_copy(update={"seed": settings.draw.seed + number})
     chats = [as_chat(prompt) for prompt in prompts]
     written = spread(write_texts, model, chats, draw.model_dump(mode="json"), folder / "answers", **how)
@@ -181,7 +202,7 @@ def _round(settings: SelfRewarding, model: str, prompts: list[Any], folder: Path
     stage(folder / "packed.json", lambda: write_answers(path, settings.model, packed, seq_len=settings.seq_len))
     objective = {"loss": "dpo", "beta": settings.beta, **settings.train.get("objective", {})}
     recipe = {**settings.train, "trainer": "preference", "data": packed, "start_from": model, "objective": objective}
-    result = stage(folder / "result.json", lambda: trained(recipe, folder / "run"))
+    result = stage(folder / "result.json", lambda: trained(recipe, folder / "run", crew))
     return {**result, "pairs": len(pairs), "mean_score": sum(rated) / len(rated)}
 
 

@@ -14,8 +14,9 @@ from typing import Any
 from pydantic import Field
 
 from cluster.settings import Settings
-from trainers.feedback.stages import as_chat, same_loop, spread, stage, trained, write_jsonl, write_texts
+from trainers.feedback.stages import as_chat, crewed, same_loop, spread, stage, trained, write_jsonl, write_texts
 from trainers.feedback.writer import Draw
+from trainers.workers import Crew
 
 
 class Spin(Settings):
@@ -45,11 +46,16 @@ def real_pairs(rows: Sequence[Mapping[str, Any]]) -> list[tuple[Any, str]]:
     return found
 
 
-def spin(settings: Spin, out: str) -> list[dict[str, Any]]:
+def spin(settings: Spin, out: str, crew: Crew | None = None) -> list[dict[str, Any]]:
     """Play all rounds; the figures of each, with the folder of its model.
 
     A round is OUT/round-N with answers/, pairs.jsonl, packed/ and run/; finished parts of an interrupted call are kept.
     """
+    with crewed(crew) as own:
+        return _play(settings, out, own)
+
+
+def _play(settings: Spin, out: str, crew: Crew) -> list[dict[str, Any]]:
     from trainers.answers import read_examples, write_answers
 
     top = Path(out)
@@ -63,7 +69,7 @@ def spin(settings: Spin, out: str) -> list[dict[str, Any]]:
         chats = [as_chat(prompt) for prompt, _ in real]
         written = spread(
             write_texts, opponent, chats, draw.model_dump(mode="json"), folder / "answers",
-            workers=settings.workers, chunk=settings.chunk,
+            workers=settings.workers, chunk=settings.chunk, crew=crew,
         )  # fmt: skip
         pairs = [
             {"prompt": prompt, "chosen": answer, "rejected": row["texts"][0]}
@@ -79,7 +85,7 @@ def spin(settings: Spin, out: str) -> list[dict[str, Any]]:
 
         about = stage(folder / "packed.json", pack)
         recipe = round_recipe(settings, opponent, packed)
-        result = stage(folder / "result.json", lambda r=recipe, f=folder: trained(r, f / "run"))  # type: ignore[misc]
+        result = stage(folder / "result.json", lambda r=recipe, f=folder: trained(r, f / "run", crew))  # type: ignore[misc]
         same = 1 - len(pairs) / max(1, len(real))
         rounds.append({**result, "pairs": about["prompts"], "same_as_real": same})
         opponent, before = result["model"], [path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from cluster import ray as cluster_ray
 from cluster.errors import RecipeError, RunError
 from trainers.feedback.judge import put
 from trainers.feedback.writer import Chat, Draw
+from trainers.workers import Crew
 
 Row = dict[str, Any]
 
@@ -36,6 +38,11 @@ def same_loop(out: Path, settings: Mapping[str, Any]) -> None:
     put(path, json.dumps(now, indent=1) + "\n")
 
 
+def crewed(crew: Crew | None) -> contextlib.AbstractContextManager[Crew]:
+    """The crew that is given, or one for the length of a loop: its stages train on workers that stay."""
+    return Crew() if crew is None else contextlib.nullcontext(crew)
+
+
 def spread(
     call: Callable[[str, Sequence[Any], Mapping[str, Any]], list[Row]],
     folder: str,
@@ -45,11 +52,13 @@ def spread(
     *,
     workers: int = 2,
     chunk: int = 32,
+    crew: Crew | None = None,
 ) -> list[Row]:
     """`call(folder, items, settings)` on chunks of the items in Ray tasks: one row per item, in their order.
 
     Finished chunks lie below `out`; a lost worker's chunk is redone by another, and a repeated call does what is
-    missing. Raises RunError when a chunk fails for a reason of its own.
+    missing. Raises RunError when a chunk fails for a reason of its own. A `crew` waits meanwhile: on CPUs it lends its
+    places, on GPUs, whose memory is needed, it is ended.
     """
     starts = range(0, len(items), chunk)
     paths = {start: out / f"part-{start:08d}.json" for start in starts}
@@ -59,7 +68,10 @@ def spread(
 
         cluster_ray.start(workers)
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        task: Any = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=3)(call)
+        if crew is not None and gpus:
+            crew.end()
+        cpus = 1 if crew is None or gpus else 0
+        task: Any = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=3)(call)
         waiting: dict[Any, int] = {}
         while missing or waiting:
             while missing and len(waiting) < workers:
@@ -91,11 +103,11 @@ def rate_texts(folder: str, asked: Sequence[tuple[Any, str]], settings: Mapping[
     return [{"score": score} for score in rate(open_model(folder), prompts, answers, Rating(**settings))]
 
 
-def trained(recipe: Mapping[str, Any], out: Path) -> Row:
+def trained(recipe: Mapping[str, Any], out: Path, crew: Crew | None = None) -> Row:
     """Train to the end of the recipe, resuming from its checkpoints: {"model": folder, figures}."""
     from trainers.train import train
 
-    report = train(recipe, str(out))
+    report = train(recipe, str(out), crew=crew)
     if report.export is None:
         raise RecipeError(f"{out}: a loop needs the export of each iteration; leave out export: false")
     return {

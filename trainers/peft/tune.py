@@ -18,7 +18,7 @@ from trainers.model import PackedLM
 from trainers.peft.adapter import Adapter
 from trainers.peft.diff_pruning import DiffPruning
 from trainers.peft.ia3 import Ia3
-from trainers.peft.lora import Lora
+from trainers.peft.lora import PREFIX, Lora
 from trainers.peft.loramoe import LoraMoe
 from trainers.peft.method import Method, trained
 from trainers.peft.prefix import PrefixTuning
@@ -42,6 +42,8 @@ METHODS: dict[str, type[Method]] = {
 }
 
 FORMAT = "corpusmill.adapter/1"
+HEAD = "score.weight"
+"""Of a reward model: trained and saved whole, beside what the method has."""
 ABOUT, TENSORS = "adapter.json", "adapter_model.safetensors"
 
 
@@ -72,6 +74,8 @@ def attach(method: Method, packed: PackedLM, seed: int) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         method.attach(packed)
+    if hasattr(packed.lm, "score"):  # a reward model's head is new: no method can do without it
+        packed.lm.score.requires_grad_(True)
 
 
 def save(method: Method, packed: PackedLM, state: Mapping[str, Tensor], folder: str, base: str | None = None) -> None:
@@ -82,7 +86,11 @@ def save(method: Method, packed: PackedLM, state: Mapping[str, Tensor], folder: 
     """
     from safetensors.torch import save_file
 
-    tensors = method.saved({name: state[name].detach().cpu().clone().contiguous() for name, _ in trained(packed)})
+    mine = {name: state[name].detach().cpu().clone().contiguous() for name, _ in trained(packed)}
+    head = mine.pop(HEAD, None)
+    tensors = method.saved(mine)
+    if head is not None:
+        tensors[PREFIX + HEAD] = head
     aside = f"{folder}.tmp"
     shutil.rmtree(aside, ignore_errors=True)
     os.makedirs(aside)
@@ -93,6 +101,8 @@ def save(method: Method, packed: PackedLM, state: Mapping[str, Tensor], folder: 
     if config is not None:
         config.inference_mode = True
         config.base_model_name_or_path = base
+        if head is not None:
+            config.task_type, config.modules_to_save = "SEQ_CLS", [HEAD.partition(".")[0]]
         config.save_pretrained(aside)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(aside, folder)
@@ -113,7 +123,9 @@ def load(packed: PackedLM, folder: str) -> Method:
     """Put a saved adapter onto its base model (not yet attached). Raises DataError when it does not fit."""
     method = read_method(folder).reopened()
     attach(method, packed, 0)
-    put(packed, method.loaded(read_tensors(folder), packed.lm), folder)
+    file = read_tensors(folder)
+    head = file.pop(PREFIX + HEAD, None)
+    put(packed, method.loaded(file, packed.lm) | ({} if head is None else {HEAD: head}), folder)
     return method
 
 

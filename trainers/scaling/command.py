@@ -39,22 +39,31 @@ class Runs:
 
 def read_runs(path: str) -> Runs:
     """Runs from CSV or JSONL with columns for parameters, loss, and tokens or flops. Raises DataError."""
-    text = Path(path).read_text(encoding="utf-8")
     rows: list[dict[str, Any]]
-    if path.endswith((".jsonl", ".json")):
-        rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-    else:
-        rows = list(csv.DictReader(text.splitlines()))
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        if path.endswith((".jsonl", ".json")):
+            rows = [dict(json.loads(line)) for line in text.splitlines() if line.strip()]
+        else:
+            rows = list(csv.DictReader(text.splitlines(), strict=True))
+    except (ValueError, TypeError, csv.Error) as error:
+        raise DataError(f"{path}: neither CSV with a header nor JSONL (by the ending .jsonl): {error}") from None
     if not rows:
         raise DataError(f"{path}: no runs in it")
     columns = {key: next((name for name in names if name in rows[0]), None) for key, names in NAMES.items()}
     missing = [key for key in ("parameters", "loss") if columns[key] is None]
     if missing or (columns["tokens"] is None and columns["flops"] is None):
         wanted = missing or ["tokens or flops"]
-        raise DataError(f"{path}: no column for {', '.join(wanted)}{nearest(wanted[0], rows[0])}")
+        raise DataError(f"{path}: no column for {', '.join(wanted)}{nearest(wanted[0], filter(None, rows[0]))}")
 
     def column(key: str) -> np.ndarray:
-        return np.array([float(row[columns[key]]) for row in rows])  # type: ignore[index]
+        values = []
+        for number, row in enumerate(rows, 1):
+            try:
+                values.append(float(row[columns[key]]))  # type: ignore[index]
+            except (KeyError, TypeError, ValueError):
+                raise DataError(f"{path}, run {number}: no number as {columns[key]}: {row}") from None
+        return np.array(values)
 
     parameters, loss = column("parameters"), column("loss")
     tokens = column("tokens") if columns["tokens"] else column("flops") / 6 / parameters

@@ -52,6 +52,10 @@ class Sweep(Settings):
             )
         if self.rates is not None and len(self.rates) != len(self.models):
             raise RecipeError(f"sweep: {len(self.rates)} rates for {len(self.models)} models")
+        if self.fitted and not Path(self.fitted).is_file():
+            raise RecipeError(f"sweep: fitted: no file {self.fitted}; expected the sweep.json of a finished sweep")
+        if self.fitted and self.predict is None:
+            raise RecipeError("sweep: fitted takes a law from before, and predict: null leaves nothing to train")
         wrong = [name for name in ("model", "steps", "tokens", "epochs", "continue") if name in self.base]
         if wrong:
             raise RecipeError(f"sweep: base sets {', '.join(wrong)}, which the sweep itself sets")
@@ -101,7 +105,7 @@ def _sweep(settings: Sweep, out: str, runner: Runner) -> dict[str, Any]:
     from trainers.scaling import command
 
     if settings.fitted:
-        before = json.loads(Path(settings.fitted).read_text())
+        before = json.loads(Path(settings.fitted).read_text())  # it is there: check() looked
         fitted, points = before["fit"], [Point(**point) for point in before["points"]]
     else:
         points = []

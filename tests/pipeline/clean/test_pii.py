@@ -15,13 +15,16 @@ FOUND = {
     "email": ["jane.doe@example.com", "a@b.co", "first.last+tag@mail.example.co.uk"],
     "ip": ["8.8.8.8", "151.101.1.140", "2606:4700:4700::1111", "2a00:1450:4001:0830:0000:0000:0000:200e"],
     "phone": ["+1 415 555 2671", "+44 20 7946 0958", "(415) 555-2671", "415-555-2671", "415.555.2671", "010-62751234",
-              "+4930123456", "(021) 58888888"],
-    "cn_mobile": ["13912345678", "+86 139 1234 5678", "139-1234-5678", "18600000001"],
-    "cn_id": ["11010519491231002X", "11010519491231002x"],
+              "+4930123456", "(021) 58888888", "+14155552671", "(415)555-2671", "(0571)88157838", "01 23 45 67 89",
+              "020 7946 0958", "+1 (415) 555-2671", "1-800-555-2671"],
+    "cn_mobile": ["13912345678", "+86 139 1234 5678", "139-1234-5678", "18600000001", "+8613912345678",
+                  "0086 139 1234 5678", "008613912345678"],
+    "cn_id": ["11010519491231002X", "11010519491231002x", "110105 19491231 002X"],
     "iban": ["DE89370400440532013000", "GB29 NWBK 6016 1331 9268 19", "FR1420041010050500013M02606", "NO9386011117947"],
     "credit_card": ["4111111111111111", "5500-0055-5555-5559", "3782 822463 10005", "6011 1111 1111 1117"],
     "api_key": ["AKIAIOSFODNN7EXAMPLE", "ghp_" + "a1B2" * 9, "AIza" + "Sy1-_" * 7, "hf_" + "abCD" * 8 + "xy",
-                "sk-proj-" + "abc123XYZ_" * 5],
+                "sk-proj-" + "abc123XYZ_" * 5, "sk_live_" + "a1B2" * 6, "LTAI" + "a1B2" * 5, "AKID" + "a1B2" * 8,
+                "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0." + "dozjgNryP4J3jVmN" * 2],
     "private_key": ["-----BEGIN RSA PRIVATE KEY-----\nMIIEow" + "IBAAKCAQEA\n" * 20 + "-----END RSA PRIVATE KEY-----",
                     "-----BEGIN PRIVATE KEY-----\n" + "MIIEvQIBADANBg\n" * 5 + "-----END PRIVATE KEY-----"],
 }  # fmt: skip
@@ -35,9 +38,13 @@ TRICKY = [
     "sha256:9f86d081884c7d659a2feaa0c55ad015",
     "4111111111111112", "1234567812345678", "0000000000000000", "110105194912310021", "11010519490231002X",
     "12345678901", "1700000000000", "10086", "3.14159265358979", "1,234,567,890", "100 000 000", "call 911",
-    "DE89370400440532013001", "XX89370400440532013000", "DE00", "icon@2x.png", "@decorator", "user@localhost", "a @ b",
+    "DE89370400440532013001", "IT91 5562 4507 3750 7695 4046 573",
+    "DE38 4378 3715 7213 0442 63", "XX89370400440532013000",
+    "DE00", "icon@2x.png", "@decorator", "user@localhost", "a @ b",
     "foo@bar", "AKIA", "ghp_short", "sk-learn", "hf_hub", "-----BEGIN CERTIFICATE-----", "-----BEGIN PUBLIC KEY-----",
     "0123456789", "555-1234", "2.0.1-rc.1", "$1234567890123", "order #4155552671", "page 415-555", "x=4155552671",
+    "git@github.com:user/repo.git", "+100 000 000", "Chrome/91.0.4472.124", "nginx/1.18.40.2", "512 768 1024",
+    "5310 0410 4137 0100", "sk_learn",
     "RFC 2606:4700", "1 2 3 4 5 6 7 8 9 10", "2023 2024 2025 2026", "192.0.2.1", "编号1391234567",
 ]  # fmt: skip
 
@@ -113,6 +120,12 @@ def test_documents_without_findings_are_not_touched():
     batch = batch_of(texts)
     rows, _ = PII(count_column=None).transform(Documents(batch))
     assert rows.equals(batch)
+
+
+def test_a_document_of_ten_megabytes_is_searched_to_its_end():
+    lines = f"{ENGLISH}\n{CHINESE}\n"
+    text = lines * (10_000_000 // len(lines.encode()) + 1)
+    assert found_in(ENGLISH, text + FOUND["email"][0], CHINESE) == [{}, {"email": 1}, {}]
 
 
 def test_slices_neighbours_and_columns_that_are_there_already_change_nothing():

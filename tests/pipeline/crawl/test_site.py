@@ -13,9 +13,10 @@ import pytest
 
 from cluster.errors import RecipeError
 from pipeline.crawl.fetch import is_public
-from pipeline.crawl.site import Site
+from pipeline.crawl.site import Site, sites_per_task
 from pipeline.crawl.url import normalised
 from pipeline.crawl.warc import Warc
+from pipeline.manifest import once
 from pipeline.step import Work
 
 PAGES = 12
@@ -125,12 +126,16 @@ def server():
 
 
 class Stage:
-    """What `prepare` and `tasks` need of a stage: one worker, results kept as the engine keeps them."""
+    """What `prepare` and `tasks` need of a stage, the work done here."""
 
-    def __init__(self, step, folder, attempt="a0"):
-        self.step, self.folder, self.attempt = step, str(folder), attempt
+    def __init__(self, step, folder, attempt="a0", workers=1):
+        self.step, self.folder, self.attempt, self.workers = step, str(folder), attempt, workers
+
+    def fix(self, name, value):
+        return once(f"{self.folder}/{name}.fixed.json", value)
 
     def map(self, phase, tasks):
+        assert len(tasks) >= min(self.workers, len(self.step.seeds))  # no worker is idle while sites wait
         work = Work(f"{self.folder}/{phase}", self.attempt, 1 << 28, 0, 1000)
         return [getattr(self.step, phase)(task, work) for task in tasks]
 
@@ -140,8 +145,8 @@ def site_for(port, **fields):
     return Site(seeds=(f"http://127.0.0.1:{port}/",), allow_private_hosts=("127.0.0.1",), **fields)
 
 
-def crawl(site, folder, attempt="a0"):
-    stage = Stage(site, folder, attempt)
+def crawl(site, folder, attempt="a0", workers=1):
+    stage = Stage(site, folder, attempt, workers)
     site.check()
     site.prepare(stage)
     rows = []
@@ -203,6 +208,30 @@ def test_a_crawl_repeated_gives_the_same_rows_in_the_same_order(server, tmp_path
     assert len(first) > 15
 
 
+def test_sites_are_spread_over_the_workers_and_their_rows_do_not_tell(server, tmp_path):
+    port = server.server_port
+    seeds = tuple(f"http://127.0.0.{host}:{port}/page/{PAGES - 1}" for host in range(1, 6))
+    hosts = tuple(f"127.0.0.{host}" for host in range(1, 6))
+    site = Site(seeds=seeds, allow_private_hosts=hosts, delay=0, timeout=2, max_depth=1)
+
+    def rows(workers):
+        found = crawl(site, tmp_path / f"{workers}", workers=workers)
+        return [(row["doc_id"], row["url"], row["reason"], row["payload"]) for row in found]
+
+    alone = rows(1)
+    assert len({url.split(":")[1] for _, url, _, _ in alone}) == 5
+    assert rows(2) == rows(5) == rows(40) == alone
+    # a resumed crawl with other workers goes on with the tasks that it began with
+    assert [rows(2) for _ in range(2)] == [alone, alone]
+
+
+@pytest.mark.parametrize(
+    ("sites", "workers", "each"), [(1, 8, 1), (8, 8, 1), (9, 8, 2), (100, 2, 32), (1, 0, 1), (64, 2, 32)]
+)
+def test_no_worker_is_without_a_site_while_another_has_two(sites, workers, each):
+    assert sites_per_task(sites, workers) == each
+
+
 def test_the_delay_between_requests_is_kept(server, tmp_path):
     crawl(site_for(server.server_port, delay=0.1, max_pages=5, deny=("busy", "slow", "huge")), tmp_path)
     times = [at for at, _ in server.log]
@@ -225,7 +254,8 @@ def test_a_second_attempt_fetches_nothing_that_was_committed(server, tmp_path):
 
 CRAWL = """
 import sys
-from pipeline.crawl.site import Site
+from pipeline.crawl.site import Site, sites_per_task
+from pipeline.manifest import once
 from pipeline.step import Work
 site = Site(seeds=(sys.argv[1],), allow_private_hosts=("127.0.0.1",), delay=0.02, max_depth=100, allow=("page", "/$"))
 site.crawl({"groups": [[sys.argv[1]]]}, Work(sys.argv[2], "killed", 1 << 28, 0, 1000))

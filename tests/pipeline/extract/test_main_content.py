@@ -1,12 +1,17 @@
 import time
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.extract.main_content import MAX_BYTES, MainContent, extract
+from pipeline.kernels.html_bytes import STATS
+from pipeline.kernels.html_features import BRIDGE, bridged
+from pipeline.kernels.html_tags import IN
 from pipeline.schema import DOCUMENT, RECORD
 from pipeline.step import Documents
 
@@ -46,6 +51,22 @@ def test_lists_tables_code_and_formulas_keep_their_form():
     assert "Jahr | Pegel\n1901 | 4,20 m" in text
     assert "def f(x):\n    return x < 1" in text
     assert "Es gilt $E=mc^2$ immer." in text
+
+
+@given(st.lists(st.tuples(st.sampled_from("pt"), st.booleans(), st.floats(0, 0.5, width=32)), max_size=12))
+@settings(deadline=None)
+def test_only_tables_and_code_between_chosen_blocks_are_added_to_them(blocks):
+    flags = np.array([IN["paragraph"], IN["table"]], np.uint32)
+    element = np.array([kind == "t" for kind, _, _ in blocks], np.int32)
+    stats, p = np.ones((len(blocks), STATS), np.float32), np.array([value for _, _, value in blocks], np.float32)
+    chosen = np.array([is_chosen for _, is_chosen, _ in blocks], bool)
+    expected = chosen.copy()
+    places = np.flatnonzero(chosen).tolist()
+    for left, right in pairwise(places):
+        between = slice(left + 1, right)
+        if right > left + 1 and element[between].all() and p[between].astype(float).mean() >= BRIDGE:
+            expected[between] = True
+    assert bridged(flags, element, stats, p, chosen).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from texts import CHINESE, ENGLISH, batch_of
+from texts import CHINESE, DAMAGED, ENGLISH, ODD, batch_of
 
 from cluster.errors import DataError, RecipeError
 from pipeline.filters.fasttext_quality import CELLS, FastTextQuality, threshold_for
@@ -66,16 +66,18 @@ def test_what_is_like_the_good_texts_stays(tmp_path, files, language):
 
 
 @pytest.mark.parametrize("side", [-1, 0, 1])
-def test_the_threshold_is_the_least_probability(tmp_path, files, side):
+@pytest.mark.parametrize("row", [0, 1], ids=["en", "zh"])
+def test_the_threshold_is_the_least_probability(tmp_path, files, side, row):
     step = FastTextQuality(positives=(files[0],), negatives=(files[1],), threshold=0.5, dim=8)
     rows, _, decided = decide(tmp_path / "a", step, [ENGLISH, CHINESE])
-    value = rows.column("quality")[0].as_py()
+    value = rows.column("quality")[row].as_py()
     again = FastTextQuality(model=decided["path"], threshold=value + side * 1e-6)
-    assert decide(tmp_path / "b", again, [ENGLISH, CHINESE])[1][0] == ("low_quality" if side > 0 else None)
+    assert decide(tmp_path / "b", again, [ENGLISH, CHINESE])[1][row] == ("low_quality" if side > 0 else None)
 
 
 def test_partitions_and_batches_change_nothing_also_with_a_sample_of_the_corpus(tmp_path, files):
     texts = some(GOOD, "en", 30, 5000) + some(POOR, "en", 60, 5000) + some(POOR, "zh", 30, 5000)
+    texts += [*ODD, *DAMAGED]
     step = FastTextQuality(positives=(files[0],), keep_share=0.25, dim=8)
     one = decide(tmp_path / "one", step, texts, partitions=1)
     four = decide(tmp_path / "four", step, texts, partitions=4, batch=11)

@@ -1,5 +1,6 @@
 import json
 import lzma
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from texts import CHINESE, DATA, ENGLISH, batch_of, judge, reasons
 from cluster.errors import DataError, RecipeError
 from pipeline.filters.language import Language, model_path
 from pipeline.kernels.fasttext_model import read_model
+from pipeline.kernels.fasttext_train import model_bytes, train
 from pipeline.step import Documents
 
 
@@ -61,6 +63,16 @@ def test_an_empty_text_is_judged_by_the_end_of_line_alone():
     step = Language(keep={"en": 0.65})
     assert len(set(reasons(step, "", " ", "\n\n"))) == 1
     assert reasons(step, "")[0] is not None
+
+
+def test_a_text_that_the_model_knows_nothing_of_is_unknown(tmp_path):
+    texts = ["red green blue"] * 20 + ["红 绿 蓝"] * 20
+    model = train(texts, [0] * 20 + [1] * 20, ["en", "zh"], dim=4, buckets=0, word_ngrams=1, min_count=2)
+    words = tuple(b"never" if word == b"</s>" else word for word in model.words)  # the end of a line is no news
+    (tmp_path / "words.bin").write_bytes(model_bytes(replace(model, words=words)))
+    step = Language(model=str(tmp_path / "words.bin"), keep={"en": 0.0, "zh": 0.0})
+    found = reasons(step, "red", "red unheard", "unheard", "绿", "绿 未知", "未知", "")
+    assert found == [None, None, "language_unknown", None, None, "language_unknown", "language_unknown"]
 
 
 def test_a_language_that_the_model_does_not_know_is_refused_by_name():

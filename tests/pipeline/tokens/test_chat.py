@@ -53,6 +53,20 @@ def test_ids_and_mask_are_those_of_the_chat_template(tokenizer, talks):
         assert mask == [*expected["assistant_masks"], 0]
 
 
+def test_a_token_across_the_seam_is_learned_as_transformers_learns_it(tokenizer):
+    from transformers import AutoTokenizer
+
+    reference = AutoTokenizer.from_pretrained(tokenizer)
+    talks = [
+        [{"role": "user", "content": "Q"}, {"role": "assistant", "content": text}] for text in ("\n\nYes", "\n\n\n", "")
+    ]
+    for talk, row in zip(talks, rows_of(tokenizer, talks).to_pylist(), strict=True):
+        expected = reference.apply_chat_template(talk, return_dict=True, return_assistant_tokens_mask=True)
+        ids, mask = ids_and_mask(row)
+        assert ids[:-1] == expected["input_ids"]
+        assert mask[:-1] == expected["assistant_masks"]
+
+
 def test_the_targets_read_as_the_answers_of_the_assistant(tokenizer, talks):
     from transformers import AutoTokenizer
 

@@ -9,23 +9,23 @@ from cluster.errors import RecipeError
 from cluster.settings import make, read_yaml
 from corpusmill import main
 from trainers.feedback.command import ACTIONS, JudgeFile, SelectFile, feedback
-from trainers.feedback.rlaif import Rlaif
+from trainers.feedback.evol_instruct import EvolInstruct
+from trainers.feedback.rlaif import Rlaif, recipes
 from trainers.feedback.self_instruct import SelfInstruct
 from trainers.feedback.self_rewarding import SelfRewarding
 from trainers.feedback.spin import Spin
+from trainers.recipe import from_mapping
 
 FOLDER = Path(__file__).parents[3] / "recipes/feedback"
-KINDS = (JudgeFile, SelectFile, Rlaif, Spin, SelfRewarding, SelfInstruct)
+KINDS = (JudgeFile, SelectFile, Rlaif, Spin, SelfRewarding, SelfInstruct, EvolInstruct)
 
 
 @pytest.mark.parametrize(("action", "kind"), zip(ACTIONS, KINDS, strict=True), ids=ACTIONS)
 def test_each_recipe_names_settings_that_exist(action, kind):
     made = make(kind, read_yaml(FOLDER / f"{action}.yaml"), action)
-    for part in ("train", "begin", "reward", "policy"):
-        if hasattr(made, part):
-            from trainers.recipe import from_mapping
-
-            from_mapping({"data": "x", "start_from": "y", **getattr(made, part)})
+    parts = [getattr(made, name) for name in ("train", "begin") if hasattr(made, name)]
+    for part in recipes(made, Path("out")) if isinstance(made, Rlaif) else parts:
+        from_mapping({"data": "x", "start_from": "y", **part})
 
 
 def test_select_tells_and_writes_what_each_method_reaches(tmp_path, capsys):

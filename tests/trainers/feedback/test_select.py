@@ -91,6 +91,6 @@ def test_gsm8k_any_of_four_is_the_published_one_and_an_honest_verifier_helps():
     found = {(line.method, line.n): round(100 * line.accuracy, 1) for line in lines}
     assert found["oracle", 4] == 65.2
     assert found["majority", 1] == 37.3  # any one of them
-    assert found["majority", 4] > 42
+    assert found["majority", 4] > 47
     assert found["outcome", 4] > 40
     assert found["weighted", 4] > 48

@@ -27,13 +27,13 @@ def like_real(folder: str, asked: str) -> float:
     return sum(re.fullmatch(r"cat( end){1,3}", text.strip()) is not None for text in texts) / len(texts)
 
 
-def test_two_rounds_of_play_come_closer_to_real_answers_and_a_cut_run_ends_the_same(tuned, tmp_path):
+def test_two_rounds_of_play_come_closer_to_real_answers_and_a_cut_run_ends_the_same(tuned, tmp_path, crew):
     model, asked = tuned
     settings = Spin(
         model=model, data=(asked,), iterations=2, beta=0.5, draw={"temperature": 1.0, "max_tokens": 10},
         seq_len=128, train={**SHORT, "steps": 6}, chunk=16,
     )  # fmt: skip
-    whole = spin(settings, str(tmp_path / "whole"))
+    whole = spin(settings, str(tmp_path / "whole"), crew)
     assert whole[0]["first_loss"] == pytest.approx(0.6931472, abs=1e-5)  # the player is its own opponent at first
     assert all(one["last_loss"] < 0.6 for one in whole)
     # cut off after the first round and in the middle of the second one's answers
@@ -45,7 +45,7 @@ def test_two_rounds_of_play_come_closer_to_real_answers_and_a_cut_run_ends_the_s
         (second / name).unlink()
     first = json.loads((tmp_path / "cut/round-0/result.json").read_text())
     assert first["model"] == whole[0]["model"]
-    again = spin(settings, str(tmp_path / "cut"))
+    again = spin(settings, str(tmp_path / "cut"), crew)
     for name in ("first_loss", "last_loss", "pairs", "same_as_real"):
         assert again[1][name] == whole[1][name]
     pairs = "round-1/pairs.jsonl"
@@ -53,6 +53,7 @@ def test_two_rounds_of_play_come_closer_to_real_answers_and_a_cut_run_ends_the_s
     # the second round plays against the player that the first one made
     assert drawn(tmp_path / "whole/round-1/answers") != drawn(tmp_path / "whole/round-0/answers")
     start, end = (like_real(folder, asked) for folder in (model, whole[1]["model"]))
+    print(f"SPIN: answers of the real form {start:.3f} → {end:.3f}")
     assert end > start + 0.05  # 0.43 → 0.53 of 384 answers when it was written
     with pytest.raises(RecipeError, match="other values of beta"):
         spin(settings.model_copy(update={"beta": 0.1}), str(tmp_path / "whole"))

@@ -1,0 +1,97 @@
+"""The front door: what a mistaken command gets told."""
+
+import contextlib
+import json
+import os
+
+import pytest
+
+import corpusmill
+
+LINES = '{"a": 1}\nnot json\n'
+
+
+@pytest.fixture
+def wrong(tmp_path):
+    """A folder of things that are not what a command wants."""
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "noise.yaml").write_bytes(b"\xff\xfe\x00bad")
+    (tmp_path / "broken.yaml").write_text("steps: [\n")
+    (tmp_path / "list.yaml").write_text("- a\n- b\n")
+    (tmp_path / "nothing.yaml").write_text("")
+    (tmp_path / "noise.parquet").write_bytes(bytes(range(256)))
+    (tmp_path / "lines.jsonl").write_text(LINES)
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half/config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn/config.json").write_text("{")
+    (tmp_path / "corpus.yaml").write_text("steps:\n  - crawl.corpus: {path: lines.jsonl}\n")
+    with contextlib.chdir(tmp_path):
+        yield tmp_path
+
+
+RECIPES = [
+    ("noise.yaml", "not valid YAML"),
+    ("broken.yaml", "not valid YAML"),
+    ("list.yaml", "expected a mapping at the top, found list"),
+    ("nothing.yaml", "expected a mapping"),
+    ("empty", "no recipe at 'empty'"),
+    ("corpus.yml", "did you mean 'corpus.yaml'"),
+]
+
+
+@pytest.mark.parametrize("verb", ["plan", "run", "train", "feedback spin", "scale sweep"])
+@pytest.mark.parametrize(("recipe", "told"), RECIPES)
+def test_what_is_no_recipe_is_named_by_every_verb(wrong, capsys, verb, recipe, told):
+    out = [] if verb == "plan" else ["--out", "made"]
+    assert corpusmill.main([*verb.split(), recipe, *out]) == 2
+    assert told in capsys.readouterr().err
+    assert not os.path.exists("made")
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "told"),
+    [
+        ("plan corpus.yaml --set workers=[", 2, "--set workers=[: the value is not valid YAML"),
+        ("run corpus.yaml --out made --workers -3", 2, "or equal to 0, or: Input should be 'auto'; found -3"),
+        ("run corpus.yaml --out lines.jsonl --workers 0", 1, "lines.jsonl"),
+        ("why empty http://a", 1, "no run.json"),
+        ("why lines.jsonl http://a", 1, "no run.json"),
+        ("whatif empty --set a.b=1", 1, "empty/recipe.yaml: No such file"),
+        ("seen lines.jsonl", 1, "checkpoint.json: Not a directory"),
+        ("seen empty", 1, "no checkpoint.json"),
+        ("grow absent made --set layers=4", 1, "absent: no config.json"),
+        ("grow half made --set layers=4", 1, "half: no model that transformers opens: "),
+        ("prune torn made --set layers=1", 1, "torn: no model that transformers opens: "),
+        ("teach empty half --out made", 1, "empty/dataset.json: not there"),
+        ("answers lines.jsonl --tokenizer absent --out made", 1, "absent: no such folder"),
+        ("answers lines.jsonl --tokenizer empty --out made", 1, "empty: no tokenizer that transformers opens: "),
+        ("scale fit absent", 1, "absent: No such file"),
+        ("scale fit lines.jsonl", 1, "lines.jsonl: neither CSV with a header nor JSONL"),
+        ("scale fit noise.parquet", 1, "noise.parquet: neither CSV"),
+        ("scale plan lines.jsonl", 1, "lines.jsonl: not a law"),
+        ("steps dedup.minhsh", 2, "did you mean 'dedup.minhash'"),
+    ],
+)  # fmt: skip
+def test_a_wrong_path_or_value_is_named_without_a_traceback(wrong, capsys, command, code, told):
+    assert corpusmill.main(command.split()) == code
+    assert told in capsys.readouterr().err
+
+
+def test_answers_that_are_no_lines_are_named_with_their_line(wrong, chat_folder, capsys):
+    assert corpusmill.main(["answers", "lines.jsonl", "--tokenizer", chat_folder, "--out", "made"]) == 1
+    assert "lines.jsonl, line 2: not JSON" in capsys.readouterr().err
+    assert corpusmill.main(["answers", "noise.parquet", "--tokenizer", chat_folder, "--out", "made"]) == 1
+    assert "noise.parquet: not a whole Parquet file" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="session")
+def chat_folder(tmp_path_factory) -> str:
+    """A byte-level tokenizer's folder."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    folder = tmp_path_factory.mktemp("tokenizer")
+    alphabet = {character: number for number, character in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
+    Tokenizer(models.BPE(vocab=alphabet, merges=[])).save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+    return str(folder)
