@@ -20,7 +20,15 @@ from pipeline.schema import DATASET_FILE
 from trainers.batch import IGNORE, Batch, PackedRows, collate
 from trainers.divergence import Kind, bucketed, confidence, divergence, log_probabilities
 from trainers.engine import Engine
-from trainers.model import Attention, PackedLM, documents_mask, load, load_tokenizer, pick_attention
+from trainers.model import (
+    Attention,
+    PackedLM,
+    documents_mask,
+    load,
+    load_tokenizer,
+    masked_attention,
+    pick_attention,
+)
 from trainers.objective import Loss, Objective, Start
 from trainers.relations import (
     angle_loss,
@@ -408,7 +416,8 @@ def roles(settings: Distill, start: Start) -> dict[str, Role]:
                 f"objective: trust: routed needs one teacher for each data set, found {len(settings.teachers)} "
                 f"teachers and {parts} data sets"
             )
-    attention, device = pick_attention(start.ranks.device), start.ranks.device
+    device = start.ranks.device
+    attention = masked_attention(device, start.engine.attention)
     found, blocks, widths = {}, [], []
     mine = None
     for folder in settings.teachers:

@@ -377,6 +377,13 @@ def pick_attention(device: torch.device, wanted: Literal["auto"] | Attention = "
     return "flex" if device.type == "cuda" else "sdpa"
 
 
+def masked_attention(device: torch.device, wanted: Literal["auto"] | Attention = "auto") -> Attention:
+    """`pick_attention` for models that take document masks alone. Raises RecipeError for varlen, which has none."""
+    if wanted == "varlen":
+        raise RecipeError("engine: attention: varlen is for next tokens alone; reward models and students take flex")
+    return pick_attention(device, wanted)
+
+
 def export(lm: Any, state: dict[str, Tensor], tokenizer: str | None, folder: str) -> None:
     """Write what AutoModelForCausalLM and AutoTokenizer open: config, safetensors, tokenizer. Published by rename.
 

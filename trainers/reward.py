@@ -15,7 +15,7 @@ from cluster.errors import DataError
 from cluster.settings import Settings
 from trainers.batch import Batch, PackedRows, StepRows, shared_out
 from trainers.engine import Engine
-from trainers.model import PackedLM, documents_mask, pick_attention
+from trainers.model import PackedLM, documents_mask, masked_attention
 from trainers.objective import Loss, Objective, Start
 from trainers.preference import answer_lengths, pairs_of
 from trainers.roles import Role, Want
@@ -277,7 +277,8 @@ SETTINGS = Reward
 def roles(settings: Reward, start: Start) -> dict[str, Role]:
     """The reward model, which is the policy of this run: it is trained."""
     packed = PackedReward(
-        classifier(start.lm, settings.head_std, start.recipe.seed), pick_attention(start.ranks.device)
+        classifier(start.lm, settings.head_std, start.recipe.seed),
+        masked_attention(start.ranks.device, start.engine.attention),
     )
     if start.recipe.peft is not None or start.recipe.prune is not None:
         from trainers.peft.tune import prepare

@@ -62,7 +62,7 @@ def lose(recipe, out, again):
 
 @pytest.mark.parametrize("again", [False, True])
 def test_a_run_goes_on_without_the_node_that_died_or_with_one_that_came(recipe, tmp_path, crew, again):
-    long = recipe(workers=2, steps=24, checkpoint_every=4, export=False)
+    long = recipe(workers=2, steps=120, checkpoint_every=10, export=False)
     done = lose(long, tmp_path / "run", again)
     assert done.returncode == 0, done.stderr
     said = done.stdout.splitlines()

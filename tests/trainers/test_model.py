@@ -218,6 +218,9 @@ def test_kernels_that_a_device_lacks_are_refused():
         with pytest.raises(RecipeError, match=f"attention: {wanted}"):
             model.pick_attention(torch.device("cpu"), wanted)
     assert model.pick_attention(torch.device("cpu")) == "sdpa"
+    with pytest.raises(RecipeError, match="reward models and students take flex"):
+        model.masked_attention(torch.device("cuda"), "varlen")
+    assert model.masked_attention(torch.device("cuda")) == "flex"
 
 
 def test_a_compiled_block_is_one_graph(packed):

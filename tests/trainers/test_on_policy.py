@@ -54,7 +54,7 @@ def figures(out):
 ALGORITHMS = [
     ("grpo", {"kl": 0.01}, 1),
     ("grpo", {"advantage": "dr_grpo", "minibatches": 2, "epochs": 2, "entropy": 0.001}, 0),
-    ("grpo", {"advantage": "rloo", "kl": 0.01, "kl_estimate": "k2"}, 3),
+    ("grpo", {"advantage": "rloo", "kl": 0.01, "kl_estimate": "k2", "variance_every": 8}, 3),
     ("grpo", {"advantage": "reinforce_pp", "kl": 0.01, "kl_estimate": "k1", "importance": 2.0}, 1),
     ("ppo", {"epochs": 2, "kl_target": 5.0, "stop_kl": 0.5}, 1),
     ("ppo", {"epochs": 2, "value_clip": None, "target": "td", "kl": 0.0, "whiten": "biased"}, 2),

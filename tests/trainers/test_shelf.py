@@ -66,7 +66,7 @@ def test_a_run_whose_checkpoints_lie_in_a_bucket_resumes_there_and_keeps_what_it
         (tmp_path / "jobs.json").write_text(json.dumps([(job, str(tmp_path / out)) for job, out in jobs]))
         command = [sys.executable, "-c", TRAIN, str(tmp_path / "jobs.json")]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
         assert done.returncode == 0, done.stderr
         return [{x["step"]: x["loss"] for x in read_metrics(str(tmp_path / out)) if "loss" in x} for _, out in jobs]
 

@@ -1,11 +1,13 @@
 import base64
 import inspect
 
+import pyarrow as pa
 import pytest
-from texts import reasons, score
+from texts import batch_of, reasons, score
 
 from pipeline.filters import code as module
-from pipeline.filters.code import Code
+from pipeline.filters.code import Code, allows
+from pipeline.step import Documents
 
 OFF = dict.fromkeys(
     ("max_line_length", "max_mean_line_length", "min_alnum_ratio", "max_encoded_ratio", "min_comment_ratio",
@@ -80,6 +82,25 @@ def test_xml_goes_and_html_is_judged_by_what_is_seen():
     assert reasons(Code(), "<?xml version='1.0'?>\n<a>b</a>") == ["xml"]
     good = page.format("Some text to read. " * 20, "var x;")
     assert reasons(only(drop_xml=True, min_visible_ratio=0.2, min_visible_chars=100), good) == [None]
+
+
+@pytest.mark.parametrize(
+    ("expression", "allowed"),
+    [("MIT", True), ("GPL-3.0-only", False), ("MIT OR GPL-3.0-only", True), ("MIT AND GPL-3.0-only", False),
+     ("", False), ("Apache-2.0 WITH LLVM-exception", True), ("(GPL-2.0-only OR MIT) AND Apache-2.0", True),
+     ("MIT Apache-2.0", False), ("GPL-2.0-only OR (MIT AND GPL-3.0-only)", False), ("mit", False), ("((MIT))", True),
+     ("(MIT", False),
+     ("(" * 5000, False)],
+)  # fmt: skip
+def test_licences_are_those_of_the_column_or_of_the_file(expression, allowed):
+    step = only(licences=("MIT", "Apache-2.0"))
+    text = f"/* 版权 */\n// SPDX-License-Identifier: {expression}\nint x;"
+    assert allows(expression, frozenset(step.licences)) == allowed
+    assert reasons(step, text) == [None if allowed else "licence"]
+    batch = batch_of([text, "int y;", "int z;"])
+    docs = Documents(batch.append_column("licence", pa.array(["GPL-3.0", expression, None])))
+    assert step.scores(docs)["licensed"].tolist() == [0, allowed, 0]
+    assert reasons(only(), text) == [None]
 
 
 @pytest.mark.parametrize("char", ["x", "字"])

@@ -286,6 +286,8 @@ FIXED = [
     (GopherRepetition(variant="datatrove", top_2_gram=1, top_3_gram=1, top_4_gram=1), "empty", ["a", "字", ""]),
     (Code(max_comment_ratio=None), "generated", ["\n\n# generate\n\n\nx = 1", "\n\n\n\n# auto-generated\nx = 1"]),
     (Code(max_comment_ratio=None), "generated", ["\n\n# 自动生\n\n\nx = 1", "\n\n\n\n# 自动生成\nx = 1"]),
+    (Code(licences=("MIT",), max_comment_ratio=None), "licence", ["# SPDX-License-Identifier: MIT\nx", "x = 1"]),
+    (Code(licences=("MIT",), max_comment_ratio=None), "licence", ["# SPDX-License-Identifier: MIT\n字", "字 = 一"]),
     (Code(), "xml", ["<xml>text</xml>", "<?xml ?><a>text and more of it</a>"]),
     (Code(), "xml", ["<文>文字</文>", "<?xml ?><文>文字文字文字</文>"]),
     (NgramCoverage(min_line_words=1, max_document_coverage=None), "nothing_left", [ENGLISH, "a b c d e " * 9]),

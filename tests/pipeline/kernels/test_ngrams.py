@@ -38,6 +38,8 @@ def slow_top(words, n, mode):
     most = max(counts.values())
     if most < 2:
         return 0
+    if mode == ngrams.TOP_LONGEST:
+        return most * max(len("".join(g)) for g, c in counts.items() if c == most)
     if mode == ngrams.TOP_PRODUCT:
         gram, count = counts.most_common(1)[0]
         return len("".join(gram)) * count
@@ -59,7 +61,7 @@ def slow_greedy(words, n):
     return total
 
 
-@given(DOCS, st.sampled_from([ngrams.TOP_CONTAINED, ngrams.TOP_PRODUCT, ngrams.TOP_JOINED, ngrams.TOP_ONCE]))
+@given(DOCS, st.sampled_from(range(5)))
 @settings(max_examples=150, deadline=None)
 def test_repeated_ngrams_are_those_of_the_plain_twin(docs, mode):
     found = words_of(docs)

@@ -38,9 +38,9 @@ def test_two_rounds_learn_from_pairs_that_the_model_judged_and_a_cut_loop_ends_t
     settings = SelfRewarding(
         model=model, ift=(asked,), judging=judging, per_round=24, iterations=2, seq_len=128, chunk=12, beta=0.5,
         **{name: (str(tmp_path / f"{name}.jsonl"),) for name in files},
-        draw=Draw(temperature=1.0, max_tokens=8, samples=3),
+        draw=Draw(temperature=1.0, max_tokens=12, samples=4),
         begin={**SHORT, "steps": 60, "schedule": {"rate": 5e-3, "warmup": 2}},
-        train={**SHORT, "steps": 6, "schedule": {"rate": 2e-3, "warmup": 1}},
+        train={**SHORT, "steps": 6, "schedule": {"rate": 6e-4, "warmup": 1}},
     )  # fmt: skip
     whole = self_rewarding(settings, str(tmp_path / "whole"), crew)
     assert whole[0]["agreement"]["pairs"] > 0.8  # chance is 0.5
@@ -48,6 +48,7 @@ def test_two_rounds_learn_from_pairs_that_the_model_judged_and_a_cut_loop_ends_t
     assert all(one["last_loss"] < 0.4 for one in whole[:-1])
     scores = [round(one["mean_score"], 3) for one in whole[:-1]]
     print(f"self-rewarding: own mean score {scores}, agreement {[one['agreement']['pairs'] for one in whole]}")
+    assert scores[1] > scores[0] + 0.25  # 2.87 → 3.22 when it was written
     shutil.copytree(tmp_path / "whole", tmp_path / "cut")
     shutil.rmtree(tmp_path / "cut/round-1/run")
     for name in ("round-1/result.json", "round-1/scores/part-00000000.json"):
