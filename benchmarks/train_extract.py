@@ -8,7 +8,7 @@ block is the share of its words that a longest common subsequence of page and go
 are known, 1 or 0 for the blocks that hold one. Four folds by domain: class words are weighed, the first model is
 trained, and its opinion of the held-back pages is what the second model learns from; the scores printed are those of
 pages whose domain no part of the model has seen (the list of TOPICS, 64 class words without weights, excepted).
-What the model looks at was chosen on folds 0 to 2 alone: the scores of fold 3 are those of pages nobody looked at.
+The columns of groups and of opinions were chosen on folds 0 to 2 alone.
 """
 
 from __future__ import annotations
