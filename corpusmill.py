@@ -244,7 +244,7 @@ def _answers(options: argparse.Namespace) -> int:
 
 
 def _teach(options: argparse.Namespace) -> int:
-    from trainers.distill import write_teacher
+    from trainers.teach import write_teacher
 
     write_teacher(options.data, options.teacher, options.out, k=options.k, temperature=options.temperature)
     print(f"data       {options.out}")

@@ -21,7 +21,7 @@ from cluster.errors import RecipeError
 from pipeline.schema import Row, token_dtype
 from pipeline.step import Documents, Transform, Verdict
 from pipeline.tokens.codec import Codec
-from pipeline.tokens.encode import token_rows
+from pipeline.tokens.encode import readable_documents, token_rows
 from pipeline.tokens.vocabulary import (
     CHAT_END,
     CHAT_START,
@@ -72,7 +72,7 @@ class Chat(Transform):
         dtype = np.dtype(token_dtype(self._vocabulary.size))
         verdict = Verdict.keep(len(docs))
         talks: list[list[tuple[str, str]]] = []
-        for row, text in enumerate(docs.column("text").to_pylist()):
+        for row, text in enumerate(readable_documents(docs).column("text").to_pylist()):
             talk: list[tuple[str, str]] = []
             try:
                 talk = prefixed(messages_of(json.loads(text)), self.prefix)

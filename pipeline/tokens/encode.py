@@ -88,6 +88,7 @@ class Encode(Transform):
     def transform(self, docs: Documents) -> tuple[pa.RecordBatch, Verdict | None]:
         if self._vocabulary is None:
             raise RuntimeError("tokens.encode: warm() loads the tokenizer and must come first")
+        docs = readable_documents(docs)
         dtype, eos_id = np.dtype(token_dtype(self._vocabulary.size)), self._vocabulary.eos_id
         if self._kernel is not None:
             ids, ends = self._kernel.encode(*docs.text_buffers(), eos_id, dtype)
@@ -115,6 +116,17 @@ class Encode(Transform):
                     f"tokens.encode: document {doc_ids[row].as_py().hex()}: token {at} is {found[at : at + 3]} by our "
                     f"kernel, {expected[at : at + 3]} by tokenizers; set encoder: huggingface and report the document"
                 )
+
+
+def readable_documents(docs: Documents) -> Documents:
+    """The same documents, or with U+FFFD where a text is no UTF-8 (a lone surrogate), which no tokenizer takes."""
+    from pipeline.kernels.text import readable
+
+    before = docs.column("text")
+    text = readable(before)
+    if text is before:
+        return docs
+    return Documents(docs.batch.set_column(docs.batch.schema.get_field_index("text"), "text", text))
 
 
 def token_rows(batch: pa.RecordBatch, ids: np.ndarray, ends: np.ndarray, keep: list[str]) -> pa.RecordBatch:

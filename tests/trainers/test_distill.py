@@ -7,10 +7,11 @@ from torch.nn.functional import kl_div, log_softmax
 from cluster.errors import DataError, RecipeError
 from trainers import distill, model
 from trainers.batch import Batch, PackedRows, shared_out
-from trainers.distill import Distill, PackedStates, States, distillation_loss, write_teacher
+from trainers.distill import Distill, PackedStates, States, distillation_loss
 from trainers.divergence import bucketed, confidence, divergence
 from trainers.model import ModelSettings, PackedLM
 from trainers.relations import angle_loss, attention_losses, distance_loss, feature_losses, value_losses
+from trainers.teach import check_vocabulary, write_teacher
 from trainers.train import train
 
 SMALL = ModelSettings(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=64)
@@ -280,8 +281,8 @@ def test_what_cannot_be_distilled_is_refused_with_both_numbers(packed, teacher, 
     lm = _build(LARGE, 1, vocab=299)
     model.export(lm, dict(lm.named_parameters()), None, str(tmp_path / "narrow"))
     with pytest.raises(DataError, match="299 tokens, the data 300"):
-        distill.check_vocabulary(str(tmp_path / "narrow"), PackedRows(str(packed)))
-    distill.check_vocabulary(teacher, PackedRows(str(packed)))
+        check_vocabulary(str(tmp_path / "narrow"), PackedRows(str(packed)))
+    check_vocabulary(teacher, PackedRows(str(packed)))
     with pytest.raises(RecipeError, match="the student has 2 blocks and the teacher 4"):
         distill.layer_map(Distill(features=1.0, layers={3: 4}), 2, 4)
     assert distill.layer_map(Distill(features=1.0), 2, 4) == [(1, 2), (2, 4)]
@@ -300,7 +301,7 @@ def test_a_tokenizer_with_other_numbers_is_refused(packed, teacher, tmp_path):
     vocab[first], vocab[second] = vocab[second], vocab[first]
     path.write_text(json.dumps(raw))
     with pytest.raises(DataError, match="and 2 of these have another number"):
-        distill.check_vocabulary(str(tmp_path / "other"), PackedRows(str(packed)))
+        check_vocabulary(str(tmp_path / "other"), PackedRows(str(packed)))
 
 
 def test_an_even_cut_keeps_first_and_last_blocks_as_they_are():

@@ -4,6 +4,7 @@ import pytest
 
 from cluster.errors import DataError, RecipeError
 from pipeline.schema import TOKENS
+from pipeline.step import string_buffers
 from pipeline.tokens.encode import Encode
 from pipeline.tokens.vocabulary import read_vocabulary
 from tests.pipeline.pack.local_stage import run_transform
@@ -62,6 +63,20 @@ def test_a_document_cannot_forge_a_special_token(folder):
 def test_an_empty_document_is_only_the_end_token(folder):
     rows = run_transform(Encode(), document_table([("web", "")]), {"tokenizer": folder})
     assert rows.column("n_tokens").to_pylist() == [1]
+
+
+@pytest.mark.parametrize("encoder", ["kernel", "huggingface"])
+def test_bytes_that_are_no_utf8_count_as_replacement_characters(folder, encoder):
+    broken = "half a \ud83d pair".encode("utf-8", "surrogatepass")
+    table = document_table([("web", "half a ??? pair"), ("web", "half a \ufffd\ufffd\ufffd pair"), ("web", "whole")])
+    offsets, data = string_buffers(table.column("text").combine_chunks())
+    text = pa.Array.from_buffers(
+        pa.large_string(), 3, [None, pa.py_buffer(offsets), pa.py_buffer(broken + data[offsets[1] :].tobytes())]
+    )
+    damaged = table.set_column(table.schema.get_field_index("text"), "text", text)
+    rows = run_transform(Encode(encoder=encoder, verify_share=1), damaged, {"tokenizer": folder})
+    ids = rows.column("input_ids").to_pylist()
+    assert ids[0] == ids[1]
 
 
 def test_named_columns_are_carried_along(folder):
