@@ -72,8 +72,7 @@ def test_probabilities_are_those_of_the_definition(tmp_path, order):
 
 @pytest.mark.parametrize("prune", [0, 1])
 def test_the_words_behind_any_context_have_probability_one(tmp_path, prune):
-    import kenlm
-
+    kenlm = pytest.importorskip("kenlm")
     sentences = [line.split() for text in (ENGLISH, CHINESE) for line in text.replace("，", " ").split("。")]
     sentences += [sentence[:12] for sentence in sentences]
     model = train(sentences, 4, prune)
