@@ -1,6 +1,6 @@
 # mypy: disable-error-code="assignment,arg-type,return-value,call-arg,var-annotated"
 # Inside kernels a number is now an int, now a NumPy scalar; numba types them itself.
-"""Normal forms of texts and lines over Arrow buffers, counts of equal lines, and their removal."""
+"""Normal forms of texts and of lines over Arrow buffers, and 64-bit keys of lines."""
 
 from __future__ import annotations
 

@@ -140,3 +140,21 @@ def test_plagiarism_grades_come_in_their_order(data):
     for which in (0, 1):
         mean = {grade: statistics.mean(pair[which] for pair in found) for grade, found in grades.items()}
         assert mean["cut"] > mean["light"] > mean["heavy"] > mean["non"]
+
+
+def test_levels_of_copied_programs_come_in_their_order(data):
+    """Java by Faidhi and Robinson's levels, from changed comments (L1) to changed logic (L6), and unrelated programs."""
+    with gzip.open(data / "dedup" / "ir_plag_java_clones.jsonl.gz", "rt", encoding="utf-8") as lines:
+        programs = [json.loads(line) for line in lines]
+    texts = [program["code"] for program in programs]
+    signature = signed(texts, ngram=5, count=256)
+    original = {program["case"]: i for i, program in enumerate(programs) if program["kind"] == "original"}
+    grades: dict[str, list[tuple[float, float]]] = {}
+    for i, program in enumerate(programs):
+        if program["kind"] != "original":
+            o = original[program["case"]]
+            pair = minhash.agreement(signature[i], signature[o]), exact(texts, i, o, ngram=5)
+            grades.setdefault(program["level"] or "unrelated", []).append(pair)
+    for which in (0, 1):
+        mean = {grade: statistics.mean(pair[which] for pair in found) for grade, found in grades.items()}
+        assert mean["L1"] > mean["L2"] > mean["L3"] > mean["L4"] > mean["L5"] > mean["L6"] > mean["unrelated"]
