@@ -143,7 +143,7 @@ def test_plagiarism_grades_come_in_their_order(data):
 
 
 def test_levels_of_copied_programs_come_in_their_order(data):
-    """Java by Faidhi and Robinson's levels, from changed comments (L1) to changed logic (L6), and unrelated programs."""
+    """Java by Faidhi and Robinson's levels, from changed comments (L1) to changed logic (L6), and unrelated ones."""
     with gzip.open(data / "dedup" / "ir_plag_java_clones.jsonl.gz", "rt", encoding="utf-8") as lines:
         programs = [json.loads(line) for line in lines]
     texts = [program["code"] for program in programs]
