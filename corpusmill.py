@@ -116,11 +116,23 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="assignments", required=True)
 
     made = verb("scale", _scale, "scaling laws: fit a table of runs, plan a run, or measure a law by small runs")
-    made.add_argument("action", choices=["fit", "isoflop", "plan", "compare", "sweep"])
-    made.add_argument("file", help="fit, isoflop: CSV or JSONL of runs; plan, compare: what fit wrote; sweep: a recipe")
-    made.add_argument("runs", nargs="?", help="compare: a table of runs to hold the law against")
-    made.add_argument("--out", help="fit: write the law here (JSON); sweep: the folder of its runs")
+    made.add_argument(
+        "action",
+        choices=["fit", "isoflop", "kaplan", "repeated", "plan", "compare", "sweep", "shape", "emergence"],
+        help="fit L(N, D); isoflop: best N per compute; kaplan: laws of one variable; repeated: law of repeated data; "
+        "plan, compare: by a fitted law; sweep, shape: train small models; emergence: sudden rises of tasks",
+    )
+    made.add_argument(
+        "file", help="CSV or JSONL of runs; plan, compare: what fit wrote; sweep, shape: a recipe; emergence: or runs"
+    )
+    made.add_argument("runs", nargs="?", help="compare: a table of runs; emergence: a table to join, with the scale")
+    made.add_argument("--out", help="write the law here (JSON); sweep, shape: folder of the runs; emergence: a page")
+    made.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only these runs of a table")
     made.add_argument("--drop-worst", type=int, default=0, help="fit: leave out so many runs with the highest loss")
+    made.add_argument("--method", default="akima", help="isoflop: akima or parabola through each curve")
+    made.add_argument("--law", help="repeated: the law for single epochs, as fit wrote it, or c4; else fitted as well")
+    made.add_argument("--scale", metavar="COLUMN", help="emergence: the scale axis; default flops")
+    made.add_argument("--task", action="append", default=[], metavar="COLUMN", help="emergence: only this task")
     made.add_argument("--flops", type=float, help="plan: the best size and length for this compute")
     made.add_argument("--parameters", type=float, help="plan: with --tokens, the loss of such a run")
     made.add_argument("--tokens", type=float)

@@ -61,8 +61,15 @@ def page(out: str, extra: Sequence[tuple[str, str]] = ()) -> str:
     recipe = Path(out, "recipe.yaml")
     if recipe.is_file():
         parts.append(f"<h2>Recipe</h2><pre>{html.escape(yaml.safe_dump(yaml.safe_load(recipe.read_text())))}</pre>")
-    head = f'<meta charset="utf-8"><title>{html.escape(Path(out).name)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html><html lang="en">{head}<body>{"".join(parts)}'
+    return static_page(Path(out).name, "".join(parts), heading=False)
+
+
+def static_page(title: str, body: str, *, heading: bool = True) -> str:
+    """A whole page around a body, in the style of all pages of this side."""
+    title = html.escape(title)
+    top = f"<h1>{title}</h1>" if heading else ""
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+    return f'<!doctype html><html lang="en">{head}<body>{top}{body}'
 
 
 def suggested_rate(trained: Sequence[dict[str, Any]]) -> float | None:

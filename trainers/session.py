@@ -94,7 +94,8 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
             accumulates=recipe.batch_rows > recipe.micro_rows * ranks.data_world,
         )
         share = trained["policy"].trained_parameters() / parameters
-        log.write({"step": place.step, "memory_expected_gib": expected.total / 2**30, "trained_share": share})
+        about = {"parameters": parameters, "trained_share": share, "memory_expected_gib": expected.total / 2**30}
+        log.write({"step": place.step, **about})
     writer = checkpoint.Writer(folder, ranks, keep=recipe.keep)
     try:
         fitted = fit(objective, roles, length, ranks, place, writer, worker.beat, log)

@@ -227,6 +227,14 @@ class _Progress:
         if "alarm" in line:
             self.say(f"step {step:>6}  ALARM: {line['alarm']}; rows {line['rows'][0]} to {line['rows'][1] - 1}")
             return
+        if "memory_expected_gib" in line:
+            share = "" if line["trained_share"] == 1 else f", {line['trained_share']:.2%} of them trained"
+            memory = f"{line['memory_expected_gib']:.2f} GiB expected per device"
+            self.say(f"{line['parameters']:,} parameters{share}; {memory}")
+            return
+        if "memory_peak_gib" in line:
+            self.say(f"{line['memory_peak_gib']:.2f} GiB used at most on the first device")
+            return
         if "loss" not in line:
             figures = ", ".join(
                 f"{name} {value:.4f}" for name, value in line.items() if name not in ("step", "samples")
