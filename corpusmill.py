@@ -105,6 +105,21 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("document", nargs="?", help="doc_id in hexadecimal, as `why` prints it")
     made.add_argument("--out", help="write all documents seen to this Parquet file")
 
+    made = verb("evaluate", _evaluate, "a model on task files: choices, cloze, word problems, programs in a cage")
+    made.add_argument("model", help="a transformers folder, as `train` and `export` write it")
+    made.add_argument("tasks", nargs="+", help="JSONL files (plain, .gz, .xz), or folders with train and test")
+    made.add_argument("--shots", type=int, default=0, help="worked examples of the task before each item")
+    made.add_argument("--limit", type=int, default=0, help="only so many items of each task")
+    made.add_argument("--tokens", type=int, default=256, help="longest answer that the model writes")
+    made.add_argument("--samples", type=int, default=1, help="answers per item: pass@1 and pass@SAMPLES")
+    made.add_argument("--temperature", type=float, help="of the answers; default 0, or 0.8 with several samples")
+    made.add_argument("--out", help="write the figures here (JSON)")
+
+    made = verb("export", _export, "a training run's checkpoint as a transformers folder")
+    made.add_argument("checkpoint", help="a folder checkpoints/step-…, or a run (its newest one), local or s3://")
+    made.add_argument("target")
+    made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
+
     made = verb("grow", _grow, "a larger model with the same outputs: wider, deeper, or with experts")
     made.add_argument("source", help="a transformers folder")
     made.add_argument("target")
@@ -268,6 +283,30 @@ def _seen(options: argparse.Namespace) -> int:
 
     for line in lineage.told(options.checkpoint, options.document, options.out):
         print(line)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    import json
+    from pathlib import Path
+
+    from trainers.evaluate.command import evaluate
+
+    figures = evaluate(
+        options.model, options.tasks, shots=options.shots, limit=options.limit, tokens=options.tokens,
+        samples=options.samples, temperature=options.temperature,
+    )  # fmt: skip
+    for name, value in figures.items():
+        print(f"{name:<40} {value:.4f}")
+    if options.out:
+        Path(options.out).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from trainers.export import export_checkpoint
+
+    print(f"model      {export_checkpoint(options.checkpoint, options.target, options.dtype)}")
     return 0
 
 

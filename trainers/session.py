@@ -96,7 +96,7 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
         share = trained["policy"].trained_parameters() / parameters
         about = {"parameters": parameters, "trained_share": share, "memory_expected_gib": expected.total / 2**30}
         log.write({"step": place.step, **about})
-    writer = checkpoint.Writer(folder, ranks, keep=recipe.keep)
+    writer = checkpoint.Writer(folder, ranks, keep=recipe.keep, keep_every=recipe.keep_every)
     try:
         fitted = fit(objective, roles, length, ranks, place, writer, worker.beat, log)
     finally:
