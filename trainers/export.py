@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cluster import storage
 from cluster.errors import DataError, RecipeError
-from trainers import checkpoint, model
+from trainers import checkpoint, model, shelf
 from trainers.batch import PackedRows
 from trainers.session import new_model
 
@@ -23,7 +23,7 @@ def export_checkpoint(path: str, target: str, dtype: Literal["float32", "bfloat1
     Works while the run goes on, and for runs that were killed. Raises DataError where there is no checkpoint or it is
     of a model that is no plain language model; RecipeError for tuned runs, whose export needs their method.
     """
-    if not storage.exists(storage.join(path, checkpoint.shelf.ABOUT)):
+    if not storage.exists(storage.join(path, shelf.ABOUT)):
         found = checkpoint.latest(storage.join(path, "checkpoints")) or checkpoint.latest(path)
         if found is None:
             raise DataError(f"{path}: no checkpoint; a folder checkpoints/step-… or a run that has one was expected")

@@ -206,11 +206,18 @@ def _alarms(lines: Sequence[dict[str, Any]]) -> str:
     found = [line for line in lines if "alarm" in line]
     if not found:
         return ""
-    rows = [
-        f"<tr><td class=n>{line['step']}<td>{html.escape(line['alarm'])}<td>{line['rows'][0]} to {line['rows'][1] - 1}"
-        for line in found
-    ]
-    return f"<h2>Alarms</h2><table><tr><th class=n>step<th>what<th>rows{''.join(rows)}</table>"
+    rows = []
+    for line in found:
+        worst = "<br>".join(
+            f"row {one['row']}: loss {one['loss']:.4f}, {html.escape(', '.join(one['documents']))}"
+            for one in line.get("worst", [])
+        )
+        rows.append(
+            f"<tr><td class=n>{line['step']}<td>{html.escape(line['alarm'])}<td>{line['rows'][0]} to "
+            f"{line['rows'][1] - 1}<td>{worst}"
+        )
+    head = "<tr><th class=n>step<th>what<th>rows<th>worst of them, and their documents"
+    return f"<h2>Alarms</h2><table>{head}{''.join(rows)}</table>"
 
 
 def _samples(lines: Sequence[dict[str, Any]]) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 from cluster.errors import RecipeError
 from cluster.settings import Settings
 from trainers.batch import Batch, PackedRows, StepRows
+from trainers.blame import worst_rows
 from trainers.engine import Engine
 from trainers.evaluate import few_shot, generate, samples
 from trainers.evaluate.held_out import HeldOut, measure_all
@@ -123,6 +124,10 @@ class PretrainObjective:
             positions=self.positions,
             ranks=self.ranks,
         )
+
+    def worst_rows(self, roles: Mapping[str, Role], rows: StepRows) -> list[dict[str, Any]]:
+        """The rows that a spike of the loss comes from."""
+        return worst_rows(roles["policy"], rows, self.loader.data, self.ranks, self.loader.micro_rows)
 
     def waited(self) -> float:
         return self.loader.waited

@@ -189,6 +189,12 @@ def _report(folder: str, shelf_folder: str, result: dict[str, Any], seconds: flo
     )
 
 
+def _documents(worst: Mapping[str, Any]) -> str:
+    """The documents of a row, for a terminal: what `corpusmill why RUN DOC` takes."""
+    found = worst["documents"]
+    return f"documents {', '.join(found[:3])}" + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
 class _Progress:
     """A bar on a terminal, plain lines elsewhere, nothing without a console."""
 
@@ -226,6 +232,8 @@ class _Progress:
         step = line["step"]
         if "alarm" in line:
             self.say(f"step {step:>6}  ALARM: {line['alarm']}; rows {line['rows'][0]} to {line['rows'][1] - 1}")
+            for worst in line.get("worst", []):
+                self.say(f"             row {worst['row']}: loss {worst['loss']:.4f}, {_documents(worst)}")
             return
         if "memory_expected_gib" in line:
             share = "" if line["trained_share"] == 1 else f", {line['trained_share']:.2%} of them trained"

@@ -39,6 +39,9 @@ def evaluate(
         temperature = 0.0 if samples == 1 else 0.8
     if samples > 1 and temperature == 0:
         raise RecipeError(f"evaluate: {samples} samples at temperature 0 are all the same; give a temperature above 0")
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
     tasks = [read_task(path, limit) for path in paths]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cluster.errors import DataError
+from cluster.settings import make
 from trainers import cage
 from trainers.evaluate.task import Task, shots_for
 from trainers.ranks import Ranks
@@ -97,7 +98,8 @@ def measure(
         mine = range(ranks.rank, len(task.test), ranks.world)
         prompts = [asked(task, tokenizer, number, shots=shots, room=positions - tokens) for number in mine]
         stops = STOPS if task.kind == "program" else (NEXT,)
-        sampling = Sampling(temperature=temperature, samples=samples, max_tokens=tokens, stop=stops)
+        drawn = {"temperature": temperature, "samples": samples, "max_tokens": tokens, "stop": stops}
+        sampling = make(Sampling, drawn, "evaluate")
         passed = dict.fromkeys(mine, 0)
         for answer in sampler.generate(prompts, sampling, list(mine)) if prompts else []:
             number = mine[answer.prompt]
