@@ -103,7 +103,7 @@ def _found_rate(trained: Sequence[dict[str, Any]]) -> str:
 
 def plot(title: str, curves: dict[str, Line], *, logarithmic: bool = False, points: bool = False) -> str:
     """An SVG of named curves over one axis; `points` draws dots without lines, `logarithmic` spreads the x axis."""
-    curves = {name: [(x, y) for x, y in line if math.isfinite(y)] for name, line in curves.items()}
+    curves = {name: [(x, y) for x, y in line if math.isfinite(x) and math.isfinite(y)] for name, line in curves.items()}
     curves = {name: line for name, line in curves.items() if line}
     if not curves:
         return ""

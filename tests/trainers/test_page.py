@@ -20,6 +20,13 @@ def _run(folder):
     return folder
 
 
+def test_points_without_a_place_are_left_out_of_a_plot():
+    nan = float("nan")
+    assert plot("a", {"a": [(nan, 1.0), (1.0, 2.0), (2.0, nan), (3.0, 4.0)]}) == plot(
+        "a", {"a": [(1.0, 2.0), (3.0, 4.0)]}
+    )
+
+
 def test_the_page_shows_curves_figures_alarms_and_samples_and_escapes_text(tmp_path):
     text = page(str(_run(tmp_path / "run")))
     for said in (

@@ -23,7 +23,7 @@ from cluster.settings import Settings, assign, make, read_yaml
 from pipeline.schema import DATASET_FILE
 from trainers.page import plot, static_page
 from trainers.recipe import TrainRecipe, from_mapping
-from trainers.scaling.law import Law
+from trainers.scaling.law import UNDETERMINED, Law
 from trainers.train import TrainReport, train
 from trainers.workers import Crew
 
@@ -129,13 +129,14 @@ def _sweep(settings: Sweep, out: str, runner: Runner) -> dict[str, Any]:
         points = [Point(**{"flops": 6.0 * p["parameters"] * p["tokens"], **p}) for p in before["points"]]
     else:
         points = []
+        affordable = _affordable(settings) if settings.budgets else []
         for number, shape in enumerate(settings.models):
             rate = settings.rates[number] if settings.rates else None
             folder = os.path.join(out, f"size-{number}")
             if settings.steps:
                 points += _size(settings, shape, rate, sorted(settings.steps), folder, runner)
             else:
-                points += _budgets(settings, shape, rate, folder, runner)
+                points += _budgets(settings, shape, rate, affordable[number], folder, runner)
         table = os.path.join(out, "runs.jsonl")
         Path(table).write_text("".join(json.dumps(asdict(point)) + "\n" for point in points))
         fitted = command.fit_law(table, samples=settings.samples)
@@ -189,23 +190,35 @@ def point_of(report: TrainReport, folder: str, flops: float | None = None) -> Po
     return Point(n, d, loss, folder, flops or 6.0 * n * d)
 
 
-def _budgets(settings: Sweep, shape: Mapping[str, Any], rate: float | None, out: str, runner: Runner) -> list[Point]:
-    """One run per budget, of as many steps as C = 6 N D allows."""
+def _affordable(settings: Sweep) -> list[list[int]]:
+    """Per size, the steps that each budget, by rising compute, lasts for: C = 6 N D. Raises RecipeError below 10."""
     from trainers.model import ModelSettings
 
-    recipe = from_mapping({**settings.base, "model": dict(shape), "steps": 1}, "sweep.base")
+    recipe = from_mapping({**settings.base, "steps": 1}, "sweep.base")
     targets, vocabulary = _targets_per_row(recipe)
-    parameters = make(ModelSettings, shape, "sweep.models").parameters(vocabulary)
+    found = []
+    for shape in settings.models:
+        parameters = make(ModelSettings, shape, "sweep.models").parameters(vocabulary)
+        steps: list[int] = []
+        for budget in sorted(settings.budgets or []):
+            steps.append(round(budget / (6 * parameters * recipe.batch_rows * targets)))
+            if steps[-1] < 10:
+                raise RecipeError(
+                    f"sweep: {budget:.3g} FLOP are {steps[-1]} steps of {recipe.batch_rows} rows for {parameters:,} "
+                    "parameters; 10 or more make a curve: raise the budget, or lower batch_rows or the size"
+                )
+        found.append(steps)
+    return found
+
+
+def _budgets(
+    settings: Sweep, shape: Mapping[str, Any], rate: float | None, steps: list[int], out: str, runner: Runner
+) -> list[Point]:
+    """One run per budget, of as many steps as it lasts for."""
     points = []
-    for budget in sorted(settings.budgets or []):
-        steps = round(budget / (6 * parameters * recipe.batch_rows * targets))
-        if steps < 10:
-            raise RecipeError(
-                f"sweep: {budget:.3g} FLOP are {steps} steps of {recipe.batch_rows} rows for {parameters:,} "
-                "parameters; 10 or more make a curve: raise the budget, or lower batch_rows or the size"
-            )
+    for budget, length in zip(sorted(settings.budgets or []), steps, strict=True):
         folder = os.path.join(out, f"budget-{budget:.4g}")
-        report = finished(whole_run(settings.base, shape, steps, settings.decay, rate), folder, runner)
+        report = finished(whole_run(settings.base, shape, length, settings.decay, rate), folder, runner)
         points.append(point_of(report, folder, budget))
     return points
 
@@ -249,10 +262,10 @@ def _page(result: Mapping[str, Any]) -> str:
         f"<tr><td>{name}<td class=n>{value:.5g}<td>{spread[name][0]:.5g} to {spread[name][1]:.5g}"
         for name, value in result["fit"]["law"].items()
     ]
-    told = ""
+    told = "" if law.determined else f"<p>{UNDETERMINED}.</p>"
     if larger:
         low, high = result["interval"]
-        told = (
+        told += (
             f"<p>Predicted {result['predicted']:.4f} ({low:.4f} to {high:.4f}), measured {result['measured']:.4f}: "
             f"off by {result['error']:+.2%}.</p>"
         )
@@ -294,6 +307,8 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     lines.append("L(N, D) = E + A/N^alpha + B/D^beta")
     for name, value in result["fit"]["law"].items():
         lines.append(f"  {name:<9} {value:>10.5g}   95 % {spread[name][0]:.5g} to {spread[name][1]:.5g}")
+    if not law.determined:
+        lines.append(UNDETERMINED)
     if "isoflop" in result:
         lines.append(_best(result))
     if "larger" in result:

@@ -22,6 +22,7 @@ def scale(options: argparse.Namespace) -> int:
 
 def _fit(options: argparse.Namespace) -> list[str]:
     from trainers.scaling.command import COEFFICIENTS, fit_law
+    from trainers.scaling.law import UNDETERMINED, Law
 
     found = fit_law(options.file, drop_worst=options.drop_worst, where=options.where)
     if options.out:
@@ -31,6 +32,8 @@ def _fit(options: argparse.Namespace) -> list[str]:
     for name in COEFFICIENTS:
         low, high = found["intervals"][name]
         lines.append(f"  {name:<9} {values[name]:>10.5g}   95 % {low:.5g} to {high:.5g}")
+    if not Law(**found["law"]).determined:
+        lines.append(f"  {UNDETERMINED}")
     lines.append("  (exponent: of compute in the best N)" + (f"; written to {options.out}" if options.out else ""))
     return lines
 
@@ -112,7 +115,7 @@ def _drawn(found: Studied, task: str) -> str:
     from trainers.page import plot
 
     names = [task, *([found.smooth[task]] if task in found.smooth else [])]
-    return "".join(plot(name, {name: found.values[name]}, logarithmic=True) for name in names)
+    return "".join(plot(name, {name: found.values[name]}, logarithmic=True, points=True) for name in names)
 
 
 def _escaped(lines: list[str]) -> str:

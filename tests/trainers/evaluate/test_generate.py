@@ -10,9 +10,11 @@ from trainers import cage, model
 from trainers.evaluate import generate
 from trainers.evaluate.command import evaluate
 from trainers.evaluate.task import Task
+from trainers.log import read_metrics
 from trainers.model import ModelSettings
 from trainers.ranks import Ranks
 from trainers.rollout import Answer, Sampler, Sampling
+from trainers.train import train
 
 
 @pytest.mark.parametrize(
@@ -123,6 +125,22 @@ def test_a_folder_is_evaluated_on_every_kind_of_task(lm, tokenizer, packed, tmp_
     assert set(evaluate(str(tmp_path / "model"), [str(choices)])) >= {"cats_accuracy", "cats_brier"}
     with pytest.raises(RecipeError, match="4 samples at temperature 0"):
         evaluate(str(tmp_path / "model"), [str(sums)], samples=4, temperature=0.0)
+
+
+def test_what_a_run_measures_of_its_tasks_is_what_evaluate_says_of_its_export(recipe, crew, tmp_path, data):
+    (tmp_path / "sums").mkdir()
+    for split, items in (("train", SUMS.train), ("test", SUMS.test)):
+        lines = "".join(json.dumps(item) + "\n" for item in items)
+        (tmp_path / f"sums/{split}.jsonl").write_text(lines)
+    item = {"prompt": "the", "choices": ["cat", "hat"], "answer": 0}
+    (tmp_path / "cats.jsonl").write_text("".join(json.dumps({**item, "split": s}) + "\n" for s in ("train", "test")))
+    tasks = [str(tmp_path / "sums"), str(tmp_path / "cats.jsonl"), str(data / "eval_sets/humaneval.jsonl.gz")]
+    objective = {"tasks": tasks, "task_items": 2, "task_tokens": 8, "shots": 1, "validation_rows": 3}
+    train(recipe(steps=2, workers=2, engine={"zero": 3}, objective=objective), str(tmp_path / "run"), crew=crew)
+    (measured,) = [line for line in read_metrics(str(tmp_path / "run")) if "sums_solved" in line]
+    said = evaluate(str(tmp_path / "run/model"), tasks, limit=2, tokens=8, shots=1)
+    assert said == pytest.approx({name: measured[name] for name in said}, abs=1e-5)
+    assert {"sums_solved", "humaneval_pass_at_1", "cats_accuracy"} <= set(said)
 
 
 def test_word_problems_need_the_right_number():
