@@ -233,6 +233,7 @@ def _train(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from trainers.chain import is_chain, load_chain, train_chain
+    from trainers.page import rate_found
     from trainers.recipe import load_recipe
     from trainers.train import train
 
@@ -243,7 +244,11 @@ def _train(options: argparse.Namespace) -> int:
         return 0
     report = train(load_recipe(options.recipe, options.assignments), options.out, console=Console())
     print(f"loss {report.first_loss:.4f} → {report.last_loss:.4f} in {report.steps} steps, {report.tokens:,} tokens")
-    print(f"checkpoint {report.checkpoint}")
+    if report.checkpoint:
+        print(f"checkpoint {report.checkpoint}")
+    if (rate := rate_found(options.out)) is not None:
+        print(f"rate       {rate:.2e} is suggested, a tenth of that with the lowest smoothed loss")
+    print(f"report     {options.out}/report.html")
     if report.export:
         print(f"model      {report.export}")
     return 0

@@ -88,6 +88,11 @@ def suggested_rate(trained: Sequence[dict[str, Any]]) -> float | None:
     return best[1] / 10
 
 
+def rate_found(out: str) -> float | None:
+    """What `suggested_rate` says of a run's folder, None where the run was no search for a rate or too short."""
+    return suggested_rate([line for line in read_metrics(out) if "loss" in line]) if _is_range(out) else None
+
+
 def _is_range(out: str) -> bool:
     recipe = Path(out, "recipe.yaml")
     return recipe.is_file() and (yaml.safe_load(recipe.read_text()).get("schedule") or {}).get("shape") == "range"

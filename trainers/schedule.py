@@ -35,13 +35,21 @@ class Schedule(Settings):
         """First step of the decay (wsd); the checkpoint before it is the trunk that runs continue from."""
         if self.shape != "wsd":
             return steps
-        length = round(self.decay * steps) if self.decay < 1 else int(self.decay)
-        return max(self.warmup_steps(steps), steps - length)
+        return max(self.warmup_steps(steps), steps - self._decay_steps(steps))
+
+    def _decay_steps(self, steps: int) -> int:
+        return round(self.decay * steps) if self.decay < 1 else int(self.decay)
 
     def check(self, steps: int) -> None:
         """Refuse a schedule that does not fit into `steps`. Raises RecipeError."""
         if self.warmup_steps(steps) > steps:
             raise RecipeError(f"schedule: warmup of {self.warmup_steps(steps)} steps in a run of {steps}")
+        decay = self._decay_steps(steps)
+        if self.shape == "wsd" and self.warmup_steps(steps) + decay > steps + 1:  # 1: shares are rounded
+            raise RecipeError(
+                f"schedule: warmup of {self.warmup_steps(steps)} and decay of {decay} steps in a run of {steps}; make "
+                "one of them shorter"
+            )
 
     def at(self, step: int, steps: int) -> float:
         """Learning rate of optimiser step `step` (0-based) of `steps`.

@@ -263,7 +263,7 @@ def expected_memory(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         kv=config.num_key_value_heads * config.head_dim,
-        ffn=config.intermediate_size,
+        ffn=config.intermediate_size * getattr(config, "num_experts_per_tok", 1),
         vocabulary=config.vocab_size,
         tokens=tokens,
         zero=settings.zero,
@@ -290,4 +290,7 @@ def peak_flops(device: torch.device) -> float:
 def _flops(lm: Any, parameters: int, seq_len: int) -> float:
     config = lm.config
     table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    if getattr(config, "num_local_experts", None):  # a token visits some of them
+        idle = config.num_local_experts - config.num_experts_per_tok
+        parameters -= config.num_hidden_layers * 3 * config.hidden_size * config.intermediate_size * idle
     return model.flops_per_token(parameters, table, config.num_hidden_layers, config.hidden_size, seq_len)

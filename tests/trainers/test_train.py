@@ -189,6 +189,25 @@ def test_zero_stages_agree_on_every_loss(undisturbed, recipe, tmp_path, crew, st
         assert loss == pytest.approx(expected.losses[step], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"zero": 1, "offload_optimizer": True},
+        {"zero": 2, "offload_optimizer": True},
+        {"zero": 3, "offload_optimizer": True, "offload_weights": True},
+    ],
+    ids=lambda engine: "-".join(map(str, engine.values())),
+)
+def test_offloading_changes_no_loss_and_resumes(undisturbed, recipe, tmp_path, crew, engine):
+    _, expected = undisturbed(recipe, 2)
+    changed = recipe(workers=2, engine=engine, checkpoint_every=3, keep=9)
+    report = train(changed, str(tmp_path / "whole"), crew=crew)
+    for step, loss in report.losses.items():
+        assert loss == pytest.approx(expected.losses[step], abs=1e-5)
+    lines = _resume(changed, tmp_path / "whole/checkpoints/step-00000003", tmp_path / "resumed", crew)
+    assert {line["step"]: line["loss"] for line in lines} == {s: x for s, x in report.losses.items() if s > 3}
+
+
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
 def test_a_killed_or_frozen_worker_changes_no_loss(crew, recipe, tmp_path, how):
     long = recipe(workers=2, steps=60, checkpoint_every=5, export=False, stall_seconds=900 if how == "SIGKILL" else 8)

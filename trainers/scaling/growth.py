@@ -62,15 +62,20 @@ def grow(lm: Any, growth: Growth) -> Any:
         state = _deeper(state, config, growth.layers, growth.stack)
     if growth.experts:
         if growth.experts_per_token > growth.experts:
-            raise RecipeError(f"growth: {growth.experts_per_token} experts per token of {growth.experts}")
+            raise RecipeError(
+                f"growth: {growth.experts_per_token} experts per token, but only {growth.experts} experts"
+            )
         state, config = _experts(state, config, growth, random)
     return _assemble(config, state, lm.dtype)
 
 
 def grow_folder(source: str, target: str, growth: Growth) -> None:
     """Grow the model in a transformers folder into another folder, tokenizer included; train it by `start_from`."""
+    from transformers.utils import logging
+
     from trainers.model import load
 
+    logging.disable_progress_bar()
     grown = grow(load(source), growth)
     grown.save_pretrained(target)
     written = {path.name for path in Path(target).iterdir()}
