@@ -19,7 +19,7 @@ class Schedule(Settings):
         description="wsd: stable rate, then decay at the end (trapezoid; Hu et al. 2024, MiniCPM); range: the "
         "rate rises from final (or 1/1000) to rate, to find a good one: see the run's report",
     )
-    rate: float = Field(3e-3, gt=0, description="peak learning rate")
+    rate: float = Field(3e-3, gt=0, allow_inf_nan=False, description="peak learning rate")
     warmup: float = Field(0.02, ge=0, description="linear warmup from 0: share of the run, or steps if >= 1")
     decay: float = Field(0.2, ge=0, description="wsd: length of the decay: share of the run, or steps if >= 1")
     decay_shape: Literal["linear", "sqrt", "cosine"] = Field(

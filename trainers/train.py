@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from cluster import placement, storage
 from cluster import ray as cluster_ray
 from cluster.errors import RecipeError, RunError
+from cluster.settings import make
 from pipeline.schema import DATASET_FILE
 from trainers import shelf
 from trainers.page import write_page
 from trainers.recipe import TrainRecipe, from_mapping, write
+from trainers.schedule import Schedule
 from trainers.workers import Crew, Lost, attempt, outlived
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ def train(
     shelf_folder = own or storage.join(folder, "checkpoints")
     recipe = recipe.model_copy(update={"data": data, "out": folder, "checkpoints": own})
     steps = recipe.total_steps(rows, tokens)
+    make(Schedule, recipe.schedule, "schedule").check(steps)
     outlived(folder)
     _check_resume(recipe, shelf_folder)
     write(recipe, folder)

@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from cluster.errors import RecipeError, RunError
+from cluster.errors import DataError, RecipeError, RunError
 from trainers.log import read_metrics
 from trainers.train import train
 
@@ -289,6 +289,11 @@ def test_an_error_in_a_worker_names_rank_and_stage(crew, recipe, tmp_path, packe
         train(recipe(data=str(broken)), str(tmp_path / "out"), crew=crew)
 
 
+def test_a_file_that_the_recipe_names_and_is_not_there_is_told_without_a_traceback(crew, recipe, tmp_path):
+    with pytest.raises(DataError, match=r"none\.jsonl: no such task file$"):
+        train(recipe(objective={"tasks": [str(tmp_path / "none.jsonl")]}), str(tmp_path / "out"), crew=crew)
+
+
 def test_a_checkpoint_of_another_model_is_not_continued(undisturbed, recipe, tmp_path):
     whole, _ = undisturbed(recipe, 1)
     shutil.copytree(whole, tmp_path / "run")
@@ -303,3 +308,9 @@ def test_what_cannot_run_is_refused_before_anything_starts(recipe, tmp_path):
         train(recipe(data=str(tmp_path)), str(tmp_path))
     with pytest.raises(RecipeError, match="give one of steps, tokens, epochs; found steps and epochs"):
         train({**recipe(), "epochs": 2}, str(tmp_path))
+    with pytest.raises(RecipeError, match="warmup of 9 steps in a run of 8"):
+        train(recipe(schedule={"warmup": 9}), str(tmp_path))
+    for rate in (-1, float("inf")):
+        with pytest.raises(RecipeError, match="schedule: setting 'rate'"):
+            train(recipe(schedule={"rate": rate}), str(tmp_path))
+    assert not list(tmp_path.iterdir())

@@ -97,6 +97,8 @@ def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                     if not isinstance(item, dict):
                         raise DataError(f"{file}:{number}: an object was expected, found {type(item).__name__}")
                     yield f"{file}:{number}", item
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such task file") from None
     except json.JSONDecodeError as error:
         raise DataError(f"{file}:{number}: not JSON: {error}") from None
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, lzma.LZMAError) as error:

@@ -76,7 +76,9 @@ def grow_folder(source: str, target: str, growth: Growth) -> None:
     from trainers.model import load
 
     logging.disable_progress_bar()
-    grown = grow(load(source), growth)
+    lm = load(source)
+    _check_heads(lm.config, growth)
+    grown = grow(lm, growth)
     grown.save_pretrained(target)
     written = {path.name for path in Path(target).iterdir()}
     for path in Path(source).iterdir():
@@ -88,6 +90,17 @@ def _at_least(name: str, new: int, old: int) -> None:
     if new < old:
         raise RecipeError(
             f"growth: {name} {new} is below the model's {old}; growing keeps the function, shrinking cannot"
+        )
+
+
+def _check_heads(config: Any, growth: Growth) -> None:
+    """Refuse numbers of heads that transformers does not write. Raises RecipeError."""
+    group = config.num_attention_heads // config.num_key_value_heads
+    heads, width = (growth.kv_heads or config.num_key_value_heads) * group, growth.hidden_size or config.hidden_size
+    if width % heads:
+        raise RecipeError(
+            f"growth: hidden_size {width} is no multiple of {heads} query heads ({heads // group} kv_heads x {group}), "
+            f"as transformers wants it; grow it to {-(-width // heads) * heads} as well, or take other kv_heads"
         )
 
 
