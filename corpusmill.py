@@ -105,6 +105,21 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("document", nargs="?", help="doc_id in hexadecimal, as `why` prints it")
     made.add_argument("--out", help="write all documents seen to this Parquet file")
 
+    made = verb("evaluate", _evaluate, "a model on task files: choices, cloze, word problems, programs in a cage")
+    made.add_argument("model", help="a transformers folder, as `train` and `export` write it")
+    made.add_argument("tasks", nargs="+", help="JSONL files (plain, .gz, .xz), or folders with train and test")
+    made.add_argument("--shots", type=int, default=0, help="worked examples of the task before each item")
+    made.add_argument("--limit", type=int, default=0, help="only so many items of each task")
+    made.add_argument("--tokens", type=int, default=256, help="longest answer that the model writes")
+    made.add_argument("--samples", type=int, default=1, help="answers per item: pass@1 and pass@SAMPLES")
+    made.add_argument("--temperature", type=float, help="of the answers; default 0, or 0.8 with several samples")
+    made.add_argument("--out", help="write the figures here (JSON)")
+
+    made = verb("export", _export, "a training run's checkpoint as a transformers folder")
+    made.add_argument("checkpoint", help="a folder checkpoints/step-…, or a run (its newest one), local or s3://")
+    made.add_argument("target")
+    made.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32", help="of the weights")
+
     made = verb("grow", _grow, "a larger model with the same outputs: wider, deeper, or with experts")
     made.add_argument("source", help="a transformers folder")
     made.add_argument("target")
@@ -116,11 +131,23 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="assignments", required=True)
 
     made = verb("scale", _scale, "scaling laws: fit a table of runs, plan a run, or measure a law by small runs")
-    made.add_argument("action", choices=["fit", "isoflop", "plan", "compare", "sweep"])
-    made.add_argument("file", help="fit, isoflop: CSV or JSONL of runs; plan, compare: what fit wrote; sweep: a recipe")
-    made.add_argument("runs", nargs="?", help="compare: a table of runs to hold the law against")
-    made.add_argument("--out", help="fit: write the law here (JSON); sweep: the folder of its runs")
+    made.add_argument(
+        "action",
+        choices=["fit", "isoflop", "kaplan", "repeated", "plan", "compare", "sweep", "shape", "emergence"],
+        help="fit L(N, D); isoflop: best N per compute; kaplan: laws of one variable; repeated: law of repeated data; "
+        "plan, compare: by a fitted law; sweep, shape: train small models; emergence: sudden rises of tasks",
+    )
+    made.add_argument(
+        "file", help="CSV or JSONL of runs; plan, compare: what fit wrote; sweep, shape: a recipe; emergence: or runs"
+    )
+    made.add_argument("runs", nargs="?", help="compare: a table of runs; emergence: a table to join, with the scale")
+    made.add_argument("--out", help="write the law here (JSON); sweep, shape: folder of the runs; emergence: a page")
+    made.add_argument("--where", action="append", default=[], metavar="COLUMN=VALUE", help="only these runs of a table")
     made.add_argument("--drop-worst", type=int, default=0, help="fit: leave out so many runs with the highest loss")
+    made.add_argument("--method", default="akima", help="isoflop: akima or parabola through each curve")
+    made.add_argument("--law", help="repeated: the law for single epochs, as fit wrote it, or c4; else fitted as well")
+    made.add_argument("--scale", metavar="COLUMN", help="emergence: the scale axis; default flops")
+    made.add_argument("--task", action="append", default=[], metavar="COLUMN", help="emergence: only this task")
     made.add_argument("--flops", type=float, help="plan: the best size and length for this compute")
     made.add_argument("--parameters", type=float, help="plan: with --tokens, the loss of such a run")
     made.add_argument("--tokens", type=float)
@@ -206,6 +233,7 @@ def _train(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from trainers.chain import is_chain, load_chain, train_chain
+    from trainers.page import rate_found
     from trainers.recipe import load_recipe
     from trainers.train import train
 
@@ -216,7 +244,11 @@ def _train(options: argparse.Namespace) -> int:
         return 0
     report = train(load_recipe(options.recipe, options.assignments), options.out, console=Console())
     print(f"loss {report.first_loss:.4f} → {report.last_loss:.4f} in {report.steps} steps, {report.tokens:,} tokens")
-    print(f"checkpoint {report.checkpoint}")
+    if report.checkpoint:
+        print(f"checkpoint {report.checkpoint}")
+    if (rate := rate_found(options.out)) is not None:
+        print(f"rate       {rate:.2e} is suggested, a tenth of that with the lowest smoothed loss")
+    print(f"report     {options.out}/report.html")
     if report.export:
         print(f"model      {report.export}")
     return 0
@@ -256,6 +288,30 @@ def _seen(options: argparse.Namespace) -> int:
 
     for line in lineage.told(options.checkpoint, options.document, options.out):
         print(line)
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    import json
+    from pathlib import Path
+
+    from trainers.evaluate.command import evaluate
+
+    figures = evaluate(
+        options.model, options.tasks, shots=options.shots, limit=options.limit, tokens=options.tokens,
+        samples=options.samples, temperature=options.temperature,
+    )  # fmt: skip
+    for name, value in figures.items():
+        print(f"{name:<40} {value:.4f}")
+    if options.out:
+        Path(options.out).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from trainers.export import export_checkpoint
+
+    print(f"model      {export_checkpoint(options.checkpoint, options.target, options.dtype)}")
     return 0
 
 

@@ -313,6 +313,10 @@ class RowSource(Protocol):
         """Rows [first, first + count) of the run."""
         ...
 
+    def documents(self, first: int, count: int) -> list[list[bytes]]:
+        """doc_ids of rows [first, first + count)."""
+        ...
+
 
 def shared_out(
     data: RowSource, first_row: int, rows: int, micro_rows: int, *, rank: int = 0, world: int = 1

@@ -82,6 +82,11 @@ def _about(path: str) -> dict[str, Any]:
     return about
 
 
+def files(path: str) -> list[str]:
+    """The names of a checkpoint's files of tensors."""
+    return _names(int(_about(path)["world"]))
+
+
 def _names(world: int) -> list[str]:
     return [f"state-{rank:05d}-of-{world:05d}.safetensors" for rank in range(world)]
 
@@ -164,14 +169,14 @@ def load(path: str, roles: Mapping[str, Engine], ranks: Ranks, *, moments: bool 
     """
     from safetensors import safe_open
 
-    place, world = read_place(path), int(_about(path)["world"])
+    place = read_place(path)
     with contextlib.ExitStack() as stack:
         here = path
         if storage.is_s3(path):
             here = stack.enter_context(tempfile.TemporaryDirectory())
-            for name in _names(world):
+            for name in files(path):
                 storage.copy(storage.join(path, name), os.path.join(here, name))
-        handles = [safe_open(os.path.join(here, name), framework="pt") for name in _names(world)]
+        handles = [safe_open(os.path.join(here, name), framework="pt") for name in files(path)]
         where: dict[str, Any] = {key: handle for handle in handles for key in handle.keys()}  # noqa: SIM118
         for role, engine in roles.items():
 

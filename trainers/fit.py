@@ -10,10 +10,11 @@ from typing import Any
 import torch
 
 from cluster.errors import RunError
+from trainers.batch import StepRows
 from trainers.checkpoint import CORNER, FINAL, REGULAR, Place, Writer
 from trainers.engine import Engine
 from trainers.log import Beat, Log, Spikes
-from trainers.objective import Objective
+from trainers.objective import Blaming, Objective
 from trainers.ranks import Ranks
 from trainers.roles import Role
 from trainers.schedule import Schedule
@@ -97,7 +98,7 @@ def fit(
         rate = length.schedule.at(step, length.steps)
         stepped = {name: engine.step(rate) for name, engine in trained.items()}
         norms = {name: one.grad_norm for name, one in stepped.items()}
-        line = _line(step + 1, sums, counts, norms, rate, ranks)
+        line = _line(step + 1, sums, counts, norms, rate, ranks, rows)
         cursor, tokens = rows.next_row, tokens + int(counts[names[0]])
         now, now_waited = time.perf_counter(), objective.waited()
         line |= _speed(length, ranks, counts[names[0]], now - clock, now_waited - waited)
@@ -106,10 +107,15 @@ def fit(
         clock, waited = now, now_waited
         done.losses[step + 1] = line["loss"]
         done.steps_done += 1
+        spike = spikes.check(line["loss"])
+        alarm: dict[str, Any] = {"step": step + 1, "alarm": spike, "rows": [rows.first_row, rows.next_row]}
+        if spike and isinstance(objective, Blaming):
+            alarm["worst"] = objective.worst_rows(roles, rows)
+            clock = time.perf_counter()
         if log:
             log.write(line)
-            if spike := spikes.check(line["loss"]):
-                log.write({"step": step + 1, "alarm": spike, "rows": [rows.first_row, rows.next_row]})
+            if spike:
+                log.write(alarm)
         last = step + 1 == length.steps
         if last or (length.validate_every and (step + 1) % length.validate_every == 0):
             beat.at("evaluate", step)
@@ -136,6 +142,7 @@ def _line(
     norms: dict[str, float],
     rate: float,
     ranks: Ranks,
+    rows: StepRows,
 ) -> dict[str, Any]:
     """Global means of the step's sums. A collective."""
     labels = sorted(sums)
@@ -146,7 +153,8 @@ def _line(
         line[label] = total / counts.get(owner, next(iter(counts.values())))
     if not all(abs(value) < float("inf") for value in line.values()):
         raise RunError(
-            f"step {step}: a loss is not finite ({line}); lower schedule.rate, or look at the rows of this step"
+            f"step {step}: a loss is not finite ({line}); lower schedule.rate, or look at the rows of this step, "
+            f"{rows.first_row} to {rows.next_row - 1}. The last checkpoint stays as it is"
         )
     line["rate"] = rate
     for name, norm in norms.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -56,6 +56,15 @@ class Objective(Protocol):
 
     def close(self) -> None:
         """Stop threads."""
+        ...
+
+
+@runtime_checkable
+class Blaming(Protocol):
+    """An objective that can say which rows of a step an alarm is about."""
+
+    def worst_rows(self, roles: Mapping[str, Role], rows: StepRows) -> list[dict[str, Any]]:
+        """The rows with the highest loss, worst first (see trainers/blame.py). A collective."""
         ...
 
 

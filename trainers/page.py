@@ -61,8 +61,15 @@ def page(out: str, extra: Sequence[tuple[str, str]] = ()) -> str:
     recipe = Path(out, "recipe.yaml")
     if recipe.is_file():
         parts.append(f"<h2>Recipe</h2><pre>{html.escape(yaml.safe_dump(yaml.safe_load(recipe.read_text())))}</pre>")
-    head = f'<meta charset="utf-8"><title>{html.escape(Path(out).name)}</title><style>{_STYLE}</style>'
-    return f'<!doctype html><html lang="en">{head}<body>{"".join(parts)}'
+    return static_page(Path(out).name, "".join(parts), heading=False)
+
+
+def static_page(title: str, body: str, *, heading: bool = True) -> str:
+    """A whole page around a body, in the style of all pages of this side."""
+    title = html.escape(title)
+    top = f"<h1>{title}</h1>" if heading else ""
+    head = f'<meta charset="utf-8"><title>{title}</title><style>{_STYLE}</style>'
+    return f'<!doctype html><html lang="en">{head}<body>{top}{body}'
 
 
 def suggested_rate(trained: Sequence[dict[str, Any]]) -> float | None:
@@ -81,6 +88,11 @@ def suggested_rate(trained: Sequence[dict[str, Any]]) -> float | None:
     return best[1] / 10
 
 
+def rate_found(out: str) -> float | None:
+    """What `suggested_rate` says of a run's folder, None where the run was no search for a rate or too short."""
+    return suggested_rate([line for line in read_metrics(out) if "loss" in line]) if _is_range(out) else None
+
+
 def _is_range(out: str) -> bool:
     recipe = Path(out, "recipe.yaml")
     return recipe.is_file() and (yaml.safe_load(recipe.read_text()).get("schedule") or {}).get("shape") == "range"
@@ -96,7 +108,7 @@ def _found_rate(trained: Sequence[dict[str, Any]]) -> str:
 
 def plot(title: str, curves: dict[str, Line], *, logarithmic: bool = False, points: bool = False) -> str:
     """An SVG of named curves over one axis; `points` draws dots without lines, `logarithmic` spreads the x axis."""
-    curves = {name: [(x, y) for x, y in line if math.isfinite(y)] for name, line in curves.items()}
+    curves = {name: [(x, y) for x, y in line if math.isfinite(x) and math.isfinite(y)] for name, line in curves.items()}
     curves = {name: line for name, line in curves.items() if line}
     if not curves:
         return ""
@@ -199,11 +211,18 @@ def _alarms(lines: Sequence[dict[str, Any]]) -> str:
     found = [line for line in lines if "alarm" in line]
     if not found:
         return ""
-    rows = [
-        f"<tr><td class=n>{line['step']}<td>{html.escape(line['alarm'])}<td>{line['rows'][0]} to {line['rows'][1] - 1}"
-        for line in found
-    ]
-    return f"<h2>Alarms</h2><table><tr><th class=n>step<th>what<th>rows{''.join(rows)}</table>"
+    rows = []
+    for line in found:
+        worst = "<br>".join(
+            f"row {one['row']}: loss {one['loss']:.4f}, {html.escape(', '.join(one['documents']))}"
+            for one in line.get("worst", [])
+        )
+        rows.append(
+            f"<tr><td class=n>{line['step']}<td>{html.escape(line['alarm'])}<td>{line['rows'][0]} to "
+            f"{line['rows'][1] - 1}<td>{worst}"
+        )
+    head = "<tr><th class=n>step<th>what<th>rows<th>worst of them, and their documents"
+    return f"<h2>Alarms</h2><table>{head}{''.join(rows)}</table>"
 
 
 def _samples(lines: Sequence[dict[str, Any]]) -> str:

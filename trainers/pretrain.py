@@ -8,14 +8,18 @@ from typing import Any
 from pydantic import Field
 from torch import Tensor
 
+from cluster.errors import RecipeError
 from cluster.settings import Settings
 from trainers.batch import Batch, PackedRows, StepRows
+from trainers.blame import worst_rows
 from trainers.engine import Engine
-from trainers.evaluate import few_shot, samples
+from trainers.evaluate import few_shot, generate, samples
 from trainers.evaluate.held_out import HeldOut, measure_all
+from trainers.evaluate.task import GENERATED, read_task
 from trainers.model import PackedLM, load_tokenizer, pick_attention
 from trainers.objective import Loss, Objective, Start
 from trainers.roles import Role
+from trainers.rollout import EngineSampler
 
 
 class Pretrain(Settings):
@@ -25,11 +29,14 @@ class Pretrain(Settings):
     held_out: dict[str, str] = Field(
         default_factory=dict, description="further packed data sets to evaluate on, by name (a source, a language)"
     )
-    tasks: tuple[str, ...] = Field((), description="few-shot task files (JSONL) to evaluate on by log-likelihood")
+    tasks: tuple[str, ...] = Field(
+        (), description="task files to evaluate on, by log-likelihood or generation (trainers/evaluate/task.py)"
+    )
     shots: int = Field(0, ge=0, description="solved examples in front of every item of a task")
     prompts: tuple[str, ...] = Field((), description="prompts that are continued at every evaluation, for the report")
     prompt_tokens: int = Field(48, gt=0, description="tokens of each continuation")
     task_items: int = Field(200, ge=0, description="items per task and evaluation; 0: all of them")
+    task_tokens: int = Field(256, gt=0, description="longest answer to a task by generation, in tokens")
 
 
 def next_token_loss(summed: Tensor, batch: Batch) -> Loss:
@@ -49,8 +56,17 @@ class PretrainObjective:
         data, ranks, micro_rows = start.data, start.ranks, start.recipe.micro_rows
         self.loader = start.loader()
         self.settings, self.ranks = settings, ranks
-        self.tasks = [few_shot.read_task(path, settings.task_items) for path in settings.tasks]
-        if self.tasks or settings.prompts:
+        tasks = [read_task(path, settings.task_items) for path in settings.tasks]
+        self.scored = [task for task in tasks if task.kind not in GENERATED]
+        self.written = [task for task in tasks if task.kind in GENERATED]
+        self.positions = int(start.lm.config.max_position_embeddings)
+        generate.check_room(self.written, tokens=settings.task_tokens, positions=self.positions)
+        if self.written and (start.recipe.peft is not None or start.recipe.prune is not None):
+            raise RecipeError(
+                f"objective: tasks: {self.written[0].name} is answered by whole weights, not peft or prune"
+            )
+        self._sampler: EngineSampler | None = None
+        if tasks or settings.prompts:
             self.tokenizer = load_tokenizer(data.tokenizer)
         folders = {"": data.folder} if data.has_split("validation") else {}
         self.held_out = {}
@@ -71,16 +87,18 @@ class PretrainObjective:
     def evaluate(self, roles: Mapping[str, Role]) -> dict[str, Any]:
         """Loss and bits per byte of the data set's own held-out split and of the named ones; tasks; samples."""
         figures: dict[str, Any] = {**measure_all(self.held_out, roles["policy"])}
-        if self.tasks:
+        if self.scored:
             figures |= few_shot.measure(
                 roles["policy"],
-                self.tasks,
+                self.scored,
                 self.tokenizer,
                 shots=self.settings.shots,
                 seq_len=self.loader.data.seq_len,
                 micro_rows=self.loader.micro_rows,
                 ranks=self.ranks,
             )
+        if self.written:
+            figures |= self._answers(roles["policy"])
         if self.settings.prompts:
             figures["samples"] = samples.continued(
                 roles["policy"],
@@ -91,6 +109,25 @@ class PretrainObjective:
                 seq_len=self.loader.data.seq_len,
             )
         return figures
+
+    def _answers(self, policy: Any) -> dict[str, float]:
+        """Figures of the tasks whose answers the model writes. A collective."""
+        if self._sampler is None:
+            self._sampler = EngineSampler(policy, self.tokenizer)
+        self._sampler.refresh()
+        return generate.measure(
+            self._sampler,
+            self.written,
+            self.tokenizer,
+            shots=self.settings.shots,
+            tokens=self.settings.task_tokens,
+            positions=self.positions,
+            ranks=self.ranks,
+        )
+
+    def worst_rows(self, roles: Mapping[str, Role], rows: StepRows) -> list[dict[str, Any]]:
+        """The rows that a spike of the loss comes from."""
+        return worst_rows(roles["policy"], rows, self.loader.data, self.ranks, self.loader.micro_rows)
 
     def waited(self) -> float:
         return self.loader.waited

@@ -68,6 +68,7 @@ class TrainRecipe(Settings):
     checkpoint_every: int = Field(0, ge=0, description="steps between checkpoints; 0: corner and end only")
     save_at: tuple[int, ...] = Field((), description="steps whose checkpoint is kept for runs that branch off there")
     keep: int = Field(2, gt=0, description="regular checkpoints to keep; corners and the last one always stay")
+    keep_every: int = Field(0, ge=0, description="of the older ones, keep those of every so many steps; 0: none")
     max_restarts: int = Field(3, ge=0, description="how often lost workers are replaced before the run fails")
     stall_seconds: float = Field(900.0, gt=0, description="a rank that long in one stage is taken for hung")
     save: bool = Field(True, description="write checkpoints; False for timings")

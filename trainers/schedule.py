@@ -19,7 +19,7 @@ class Schedule(Settings):
         description="wsd: stable rate, then decay at the end (trapezoid; Hu et al. 2024, MiniCPM); range: the "
         "rate rises from final (or 1/1000) to rate, to find a good one: see the run's report",
     )
-    rate: float = Field(3e-3, gt=0, description="peak learning rate")
+    rate: float = Field(3e-3, gt=0, allow_inf_nan=False, description="peak learning rate")
     warmup: float = Field(0.02, ge=0, description="linear warmup from 0: share of the run, or steps if >= 1")
     decay: float = Field(0.2, ge=0, description="wsd: length of the decay: share of the run, or steps if >= 1")
     decay_shape: Literal["linear", "sqrt", "cosine"] = Field(
@@ -35,13 +35,21 @@ class Schedule(Settings):
         """First step of the decay (wsd); the checkpoint before it is the trunk that runs continue from."""
         if self.shape != "wsd":
             return steps
-        length = round(self.decay * steps) if self.decay < 1 else int(self.decay)
-        return max(self.warmup_steps(steps), steps - length)
+        return max(self.warmup_steps(steps), steps - self._decay_steps(steps))
+
+    def _decay_steps(self, steps: int) -> int:
+        return round(self.decay * steps) if self.decay < 1 else int(self.decay)
 
     def check(self, steps: int) -> None:
         """Refuse a schedule that does not fit into `steps`. Raises RecipeError."""
         if self.warmup_steps(steps) > steps:
             raise RecipeError(f"schedule: warmup of {self.warmup_steps(steps)} steps in a run of {steps}")
+        decay = self._decay_steps(steps)
+        if self.shape == "wsd" and self.warmup_steps(steps) + decay > steps + 1:  # 1: shares are rounded
+            raise RecipeError(
+                f"schedule: warmup of {self.warmup_steps(steps)} and decay of {decay} steps in a run of {steps}; make "
+                "one of them shorter"
+            )
 
     def at(self, step: int, steps: int) -> float:
         """Learning rate of optimiser step `step` (0-based) of `steps`.

@@ -94,8 +94,9 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
             accumulates=recipe.batch_rows > recipe.micro_rows * ranks.data_world,
         )
         share = trained["policy"].trained_parameters() / parameters
-        log.write({"step": place.step, "memory_expected_gib": expected.total / 2**30, "trained_share": share})
-    writer = checkpoint.Writer(folder, ranks, keep=recipe.keep)
+        about = {"parameters": parameters, "trained_share": share, "memory_expected_gib": expected.total / 2**30}
+        log.write({"step": place.step, **about})
+    writer = checkpoint.Writer(folder, ranks, keep=recipe.keep, keep_every=recipe.keep_every)
     try:
         fitted = fit(objective, roles, length, ranks, place, writer, worker.beat, log)
     finally:
@@ -262,7 +263,7 @@ def expected_memory(
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
         kv=config.num_key_value_heads * config.head_dim,
-        ffn=config.intermediate_size,
+        ffn=config.intermediate_size * getattr(config, "num_experts_per_tok", 1),
         vocabulary=config.vocab_size,
         tokens=tokens,
         zero=settings.zero,
@@ -289,4 +290,7 @@ def peak_flops(device: torch.device) -> float:
 def _flops(lm: Any, parameters: int, seq_len: int) -> float:
     config = lm.config
     table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
+    if getattr(config, "num_local_experts", None):  # a token visits some of them
+        idle = config.num_local_experts - config.num_experts_per_tok
+        parameters -= config.num_hidden_layers * 3 * config.hidden_size * config.intermediate_size * idle
     return model.flops_per_token(parameters, table, config.num_hidden_layers, config.hidden_size, seq_len)

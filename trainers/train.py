@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 from cluster import placement, storage
 from cluster import ray as cluster_ray
 from cluster.errors import RecipeError, RunError
+from cluster.settings import make
 from pipeline.schema import DATASET_FILE
 from trainers import shelf
 from trainers.page import write_page
 from trainers.recipe import TrainRecipe, from_mapping, write
+from trainers.schedule import Schedule
 from trainers.workers import Crew, Lost, attempt, outlived
 
 if TYPE_CHECKING:
@@ -78,6 +80,7 @@ def train(
     shelf_folder = own or storage.join(folder, "checkpoints")
     recipe = recipe.model_copy(update={"data": data, "out": folder, "checkpoints": own})
     steps = recipe.total_steps(rows, tokens)
+    make(Schedule, recipe.schedule, "schedule").check(steps)
     outlived(folder)
     _check_resume(recipe, shelf_folder)
     write(recipe, folder)
@@ -189,6 +192,12 @@ def _report(folder: str, shelf_folder: str, result: dict[str, Any], seconds: flo
     )
 
 
+def _documents(worst: Mapping[str, Any]) -> str:
+    """The documents of a row, for a terminal: what `corpusmill why RUN DOC` takes."""
+    found = worst["documents"]
+    return f"documents {', '.join(found[:3])}" + (f" and {len(found) - 3} more" if len(found) > 3 else "")
+
+
 class _Progress:
     """A bar on a terminal, plain lines elsewhere, nothing without a console."""
 
@@ -226,6 +235,16 @@ class _Progress:
         step = line["step"]
         if "alarm" in line:
             self.say(f"step {step:>6}  ALARM: {line['alarm']}; rows {line['rows'][0]} to {line['rows'][1] - 1}")
+            for worst in line.get("worst", []):
+                self.say(f"             row {worst['row']}: loss {worst['loss']:.4f}, {_documents(worst)}")
+            return
+        if "memory_expected_gib" in line:
+            share = "" if line["trained_share"] == 1 else f", {line['trained_share']:.2%} of them trained"
+            memory = f"{line['memory_expected_gib']:.2f} GiB expected per device"
+            self.say(f"{line['parameters']:,} parameters{share}; {memory}")
+            return
+        if "memory_peak_gib" in line:
+            self.say(f"{line['memory_peak_gib']:.2f} GiB used at most on the first device")
             return
         if "loss" not in line:
             figures = ", ".join(

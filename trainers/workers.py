@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import placement
-from cluster.errors import RecipeError, RunError
+from cluster.errors import DataError, RecipeError, RunError
 
 
 class Worker:
@@ -266,6 +266,8 @@ def _explain(failed: dict[int, dict[str, Any]], waiting: dict[Any, int]) -> None
     rank, result = min(own.items())
     if result["exit_code"] == RecipeError.exit_code:  # the user's, not ours: no traceback
         raise RecipeError(result["summary"].partition(": ")[2])
+    if result["stage"] == "build" and result["summary"].startswith("DataError: "):  # a file that the recipe names
+        raise DataError(result["summary"].partition(": ")[2])
     error = RunError(
         f"rank {rank} failed in '{result['stage']}' at step {result['step']}: {result['summary']}\n\n{result['error']}"
     )

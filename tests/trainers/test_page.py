@@ -15,8 +15,16 @@ def _run(folder):
             lines.append({"step": step, "validation": 3.1 + 5 / step, "validation_bpb": 1.2, "validation_code": 2.5})
             lines[-1]["samples"] = [{"prompt": "The <b>cat", "text": f" sat at {step} & more"}]
     lines.append({"step": 900, "alarm": "loss 9 is 7.0 deviations above", "rows": [10, 20]})
+    lines[-1]["worst"] = [{"row": 13, "loss": 12.5, "documents": ["a1b2"]}]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     return folder
+
+
+def test_points_without_a_place_are_left_out_of_a_plot():
+    nan = float("nan")
+    assert plot("a", {"a": [(nan, 1.0), (1.0, 2.0), (2.0, nan), (3.0, 4.0)]}) == plot(
+        "a", {"a": [(1.0, 2.0), (3.0, 4.0)]}
+    )
 
 
 def test_the_page_shows_curves_figures_alarms_and_samples_and_escapes_text(tmp_path):
@@ -27,6 +35,7 @@ def test_the_page_shows_curves_figures_alarms_and_samples_and_escapes_text(tmp_p
         "validation_code",
         "12.4 GiB",
         "10 to 19",
+        "row 13: loss 12.5000, a1b2",
         "1,000,000 tokens",
     ):
         assert said in text

@@ -1,24 +1,33 @@
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from cluster.errors import RecipeError
-from cluster.settings import make
+from cluster.settings import make, read_yaml
 from trainers.engine import EngineSettings
 from trainers.model import ModelSettings
 from trainers.pretrain import Pretrain
 from trainers.recipe import from_mapping, load_recipe
+from trainers.scaling.shape import load_shapes
 from trainers.scaling.sweep import load_sweep
 from trainers.schedule import Schedule
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 
 
-@pytest.mark.parametrize("path", sorted(RECIPES.rglob("*pretrain*.yaml")), ids=lambda path: path.name)
+PRETRAINING = [*RECIPES.glob("*pretrain*.yaml"), RECIPES / "continue.yaml", *RECIPES.glob("scale/*.yaml")]
+
+
+@pytest.mark.parametrize("path", sorted(PRETRAINING), ids=lambda path: path.name)
 def test_every_training_recipe_is_valid_to_its_last_setting(path):
-    if path.parent.name == "scale":
+    raw = read_yaml(str(path))
+    if "models" in raw:
         sweep = load_sweep(str(path))
         recipes = [from_mapping({**sweep.base, "model": shape}) for shape in sweep.models]
+    elif "parameters" in raw:
+        study = load_shapes(str(path))
+        recipes = [from_mapping({**study.base, "model": asdict(shape)}) for shape in study.check()]
     else:
         recipes = [load_recipe(str(path))]
     for recipe in recipes:

@@ -49,6 +49,13 @@ def test_a_warmup_longer_than_the_run_is_refused():
         Schedule(warmup=50).check(20)
 
 
+def test_a_decay_that_the_warmup_leaves_no_room_for_is_refused():
+    Schedule(warmup=40, decay=20).check(60)
+    with pytest.raises(RecipeError, match="warmup of 40 and decay of 30 steps in a run of 60"):
+        Schedule(warmup=40, decay=30).check(60)
+    Schedule(shape="cosine", warmup=40, decay=30).check(60)
+
+
 def test_a_range_rises_evenly_in_the_logarithm():
     schedule = Schedule(shape="range", rate=1.0, warmup=0.5)
     rates = [schedule.at(step, 31) for step in range(31)]

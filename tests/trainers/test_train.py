@@ -16,7 +16,7 @@ import pytest
 import torch
 from rich.console import Console
 
-from cluster.errors import RecipeError, RunError
+from cluster.errors import DataError, RecipeError, RunError
 from trainers.log import read_metrics
 from trainers.train import train
 
@@ -189,6 +189,25 @@ def test_zero_stages_agree_on_every_loss(undisturbed, recipe, tmp_path, crew, st
         assert loss == pytest.approx(expected.losses[step], abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    "engine",
+    [
+        {"zero": 1, "offload_optimizer": True},
+        {"zero": 2, "offload_optimizer": True},
+        {"zero": 3, "offload_optimizer": True, "offload_weights": True},
+    ],
+    ids=lambda engine: "-".join(map(str, engine.values())),
+)
+def test_offloading_changes_no_loss_and_resumes(undisturbed, recipe, tmp_path, crew, engine):
+    _, expected = undisturbed(recipe, 2)
+    changed = recipe(workers=2, engine=engine, checkpoint_every=3, keep=9)
+    report = train(changed, str(tmp_path / "whole"), crew=crew)
+    for step, loss in report.losses.items():
+        assert loss == pytest.approx(expected.losses[step], abs=1e-5)
+    lines = _resume(changed, tmp_path / "whole/checkpoints/step-00000003", tmp_path / "resumed", crew)
+    assert {line["step"]: line["loss"] for line in lines} == {s: x for s, x in report.losses.items() if s > 3}
+
+
 @pytest.mark.parametrize("how", ["SIGKILL", "SIGSTOP"])
 def test_a_killed_or_frozen_worker_changes_no_loss(crew, recipe, tmp_path, how):
     long = recipe(workers=2, steps=60, checkpoint_every=5, export=False, stall_seconds=900 if how == "SIGKILL" else 8)
@@ -270,6 +289,11 @@ def test_an_error_in_a_worker_names_rank_and_stage(crew, recipe, tmp_path, packe
         train(recipe(data=str(broken)), str(tmp_path / "out"), crew=crew)
 
 
+def test_a_file_that_the_recipe_names_and_is_not_there_is_told_without_a_traceback(crew, recipe, tmp_path):
+    with pytest.raises(DataError, match=r"none\.jsonl: no such task file$"):
+        train(recipe(objective={"tasks": [str(tmp_path / "none.jsonl")]}), str(tmp_path / "out"), crew=crew)
+
+
 def test_a_checkpoint_of_another_model_is_not_continued(undisturbed, recipe, tmp_path):
     whole, _ = undisturbed(recipe, 1)
     shutil.copytree(whole, tmp_path / "run")
@@ -284,3 +308,9 @@ def test_what_cannot_run_is_refused_before_anything_starts(recipe, tmp_path):
         train(recipe(data=str(tmp_path)), str(tmp_path))
     with pytest.raises(RecipeError, match="give one of steps, tokens, epochs; found steps and epochs"):
         train({**recipe(), "epochs": 2}, str(tmp_path))
+    with pytest.raises(RecipeError, match="warmup of 9 steps in a run of 8"):
+        train(recipe(schedule={"warmup": 9}), str(tmp_path))
+    for rate in (-1, float("inf")):
+        with pytest.raises(RecipeError, match="schedule: setting 'rate'"):
+            train(recipe(schedule={"rate": rate}), str(tmp_path))
+    assert not list(tmp_path.iterdir())

@@ -1,37 +1,22 @@
-"""Few-shot tasks by log-likelihood: multiple choice and cloze, from JSONL files, on packed rows.
+"""Few-shot tasks by log-likelihood: multiple choice and cloze, on packed rows.
 
-A task file has one item a line, {"split": "train" or "test", "prompt": text, …} with
-    "choices": [text, …], "answer": index     multiple choice
-    "target": text                            cloze
 Prompts with k shots are built from the task's own train items. All continuations are packed as documents into rows and
 scored in one pass over them, by the same model call as training, on any number of ranks.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 
-from cluster.errors import DataError
 from trainers.batch import Batch, Rows, collate, filled_up, share_of
+from trainers.evaluate.task import Task, shots_for
 from trainers.ranks import Ranks
 from trainers.roles import Role
-
-
-@dataclass(frozen=True)
-class Task:
-    """The items of one file."""
-
-    name: str
-    kind: Literal["multiple_choice", "cloze"]
-    train: list[dict[str, Any]] = field(repr=False)
-    test: list[dict[str, Any]] = field(repr=False)
 
 
 @dataclass(frozen=True)
@@ -46,43 +31,15 @@ class Request:
     """Bytes of the continuation, for a score that does not favour short answers."""
 
 
-def read_task(path: str, limit: int = 0) -> Task:
-    """A task from JSONL; at most `limit` test items (0: all). Raises DataError naming the line."""
-    items = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            item = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}:{number}: not JSON: {error}") from None
-        if "prompt" not in item or ("target" not in item and not ("choices" in item and "answer" in item)):
-            raise DataError(
-                f"{path}:{number}: needs prompt, and either target, or choices and answer; has {sorted(item)}"
-            )
-        if "choices" in item and not 0 <= item["answer"] < len(item["choices"]):
-            raise DataError(f"{path}:{number}: answer {item['answer']} of {len(item['choices'])} choices")
-        items.append(item)
-    train = [item for item in items if item.get("split") == "train"]
-    test = [item for item in items if item.get("split") != "train"]
-    if not test:
-        raise DataError(f"{path}: no test item")
-    kind: Literal["multiple_choice", "cloze"] = "multiple_choice" if "choices" in test[0] else "cloze"
-    return Task(Path(path).stem, kind, train, test[:limit] if limit else test)
-
-
 def requests(task: Task, tokenizer: Any, *, shots: int, seq_len: int, seed: int = 0) -> list[Request]:
     """All texts to score, k-shot prompts included; a prompt too long for a row loses shots, then its own beginning.
 
     Prompt and continuation are tokenised together, and the continuation is what follows the prompt's own tokens:
     so no token pair is seen that the tokenizer would never give. Raises DataError when the task has too few shots.
     """
-    if shots > len(task.train):
-        raise DataError(f"task {task.name}: {shots} shots, but only {len(task.train)} train items")
     made = []
     for number, item in enumerate(task.test):
-        rng = np.random.default_rng([seed, number])
-        chosen = [task.train[i] for i in rng.permutation(len(task.train))[:shots]]
+        chosen = shots_for(task, number, shots, seed)
         for choice, text in enumerate(item["choices"] if task.kind == "multiple_choice" else [item["target"]]):
             ids: list[int] = []
             start = 0
@@ -193,20 +150,3 @@ def measure(
         scores = score(role, asked, seq_len=seq_len, micro_rows=micro_rows, ranks=ranks)
         figures |= {f"{task.name}_{name}": value for name, value in summarise(task, asked, scores).items()}
     return figures
-
-
-def measure_folder(folder: str, paths: Sequence[str], *, shots: int = 0, limit: int = 0) -> dict[str, float]:
-    """The same for an exported model and task files, in this process."""
-    from trainers.model import PackedLM, load, load_tokenizer, pick_attention
-    from trainers.roles import Frozen
-
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    lm = load(folder, dtype)
-    seq_len = min(2048, int(lm.config.max_position_embeddings))
-    role = Frozen(PackedLM(lm, pick_attention(device)), device, dtype)
-    tasks = [read_task(path, limit) for path in paths]
-    tokenizer = load_tokenizer(folder)
-    return measure(
-        role, tasks, tokenizer, shots=shots, seq_len=seq_len, micro_rows=4, ranks=Ranks(0, 1, torch.device("cpu"))
-    )

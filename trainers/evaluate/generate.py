@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
-import torch
-
 from cluster.errors import DataError
+from cluster.settings import make
+from trainers import cage
+from trainers.evaluate.task import Task, shots_for
+from trainers.ranks import Ranks
 from trainers.rewards import last_number
+from trainers.rollout import Rollouts, Sampling
+
+STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\nassert ")
+"""Where a function body that a base model writes is over (Chen et al. 2021, appendix)."""
+NEXT = "\nQuestion:"
+"""Where a base model has answered a word problem and invents the next one."""
 
 
 def solved(completion: str, reference: str) -> bool:
@@ -16,12 +25,8 @@ def solved(completion: str, reference: str) -> bool:
     expected = last_number(reference)
     if expected is None:
         raise DataError(f"reference answer without a number: {reference[:80]!r}")
-    got = last_number(completion)
+    got = last_number(completion.split(NEXT)[0])
     return got is not None and abs(got - expected) < 1e-6
-
-
-STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\nassert ")
-"""Where a function body that a base model writes is over (Chen et al. 2021, appendix)."""
 
 
 def human_eval_program(item: dict[str, str], completion: str) -> str:
@@ -31,47 +36,85 @@ def human_eval_program(item: dict[str, str], completion: str) -> str:
     return f"{item['prompt']}{body}\n\n{item['test']}\n\ncheck({item['entry_point']})\n"
 
 
-@torch.no_grad()
-def complete(
-    model: Any, tokenizer: Any, prompts: Sequence[str], *, tokens: int, temperature: float = 0.0, batch: int = 8
-) -> list[str]:
-    """Continuations of prompts by a transformers model, greedy at temperature 0; the prompt is not repeated."""
-    out: list[str] = []
-    device = next(model.parameters()).device
-    limit = int(model.config.max_position_embeddings) - tokens
-    if limit < 1:
-        raise DataError(f"{tokens} new tokens do not fit the model's {model.config.max_position_embeddings} positions")
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    for start in range(0, len(prompts), batch):
-        ids = [tokenizer(p, add_special_tokens=False).input_ids[-limit:] for p in prompts[start : start + batch]]
-        width = max(map(len, ids))
-        rows = torch.tensor([[pad] * (width - len(row)) + row for row in ids], device=device)
-        seen = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=device)
-        made = model.generate(
-            rows,
-            attention_mask=seen,
-            max_new_tokens=tokens,
-            do_sample=temperature > 0,
-            pad_token_id=pad,
-            **({"temperature": temperature} if temperature > 0 else {}),
+def pass_at(k: int, drawn: int, passed: int) -> float:
+    """The chance that one of k answers passes, without bias from `drawn` answers of which `passed` did.
+
+    1 − C(n − c, k) / C(n, k) (Chen et al. 2021, eq. 1).
+
+    >>> pass_at(1, 4, 1), pass_at(2, 4, 1), pass_at(4, 4, 1)
+    (0.25, 0.5, 1.0)
+    """
+    return 1.0 - math.comb(drawn - passed, k) / math.comb(drawn, k)
+
+
+def question(task: Task, number: int, shots: int) -> list[str]:
+    """The pieces of an item's prompt: worked examples, then the item itself; a long prompt loses the first ones."""
+    item, worked = task.test[number], shots_for(task, number, shots)
+    if task.kind == "program":
+        return [f"{one['prompt']}{one.get('canonical_solution', '')}\n\n" for one in worked] + [item["prompt"]]
+    solutions = [f"Question: {one['question']}\nAnswer: {one['answer']}\n\n" for one in worked]
+    return [*solutions, f"Question: {item['question']}\nAnswer:"]
+
+
+def asked(task: Task, tokenizer: Any, number: int, *, shots: int, room: int) -> list[int]:
+    """An item's prompt as tokens: within `room`, without the first worked examples, then without its own beginning."""
+    pieces = question(task, number, shots)
+    while True:
+        ids: list[int] = tokenizer("".join(pieces), add_special_tokens=False).input_ids
+        if len(ids) <= room or len(pieces) == 1:
+            return ids[-room:]
+        pieces = pieces[1:]
+
+
+def check_room(tasks: Sequence[Task], *, tokens: int, positions: int) -> None:
+    """Raises DataError when no prompt would fit beside `tokens` new ones."""
+    if tasks and tokens >= positions:
+        raise DataError(
+            f"task {tasks[0].name}: answers of {tokens} tokens leave no room for a prompt in the model's {positions} "
+            "positions; take fewer (task_tokens, --tokens)"
         )
-        out += tokenizer.batch_decode(made[:, width:], skip_special_tokens=True)
-    return out
 
 
-def solve_rate(
-    model: Any,
+def measure(
+    sampler: Rollouts,
+    tasks: Sequence[Task],
     tokenizer: Any,
-    train: Sequence[dict[str, str]],
-    test: Sequence[dict[str, str]],
     *,
     shots: int,
     tokens: int,
-) -> float:
-    """Share of word problems ({"question", "answer"}, as in GSM8K) solved with `shots` worked ones in front."""
-    if shots > len(train):
-        raise DataError(f"{shots} shots, but only {len(train)} worked problems")
-    head = "".join(f"Question: {item['question']}\nAnswer: {item['answer']}\n\n" for item in train[:shots])
-    answers = complete(model, tokenizer, [f"{head}Question: {x['question']}\nAnswer:" for x in test], tokens=tokens)
-    cut = [answer.split("\nQuestion:")[0] for answer in answers]
-    return sum(solved(answer, item["answer"]) for answer, item in zip(cut, test, strict=True)) / max(1, len(test))
+    positions: int,
+    ranks: Ranks,
+    samples: int = 1,
+    temperature: float = 0.0,
+) -> dict[str, float]:
+    """{"TASK_solved"} of word problems, {"TASK_pass_at_1", …} of programs: the share of items, the same on every rank.
+
+    Every rank answers its own items, up to `tokens` tokens each; greedy by default, else `samples` answers per item at
+    a temperature, and also the chance that one of all of them is right ("TASK_pass_at_N"). A collective.
+    """
+    check_room(tasks, tokens=tokens, positions=positions)
+    figures: dict[str, float] = {}
+    for task in tasks:
+        mine = range(ranks.rank, len(task.test), ranks.world)
+        prompts = [asked(task, tokenizer, number, shots=shots, room=positions - tokens) for number in mine]
+        stops = STOPS if task.kind == "program" else (NEXT,)
+        drawn = {"temperature": temperature, "samples": samples, "max_tokens": tokens, "stop": stops}
+        sampling = make(Sampling, drawn, "evaluate")
+        passed = dict.fromkeys(mine, 0)
+        for answer in sampler.generate(prompts, sampling, list(mine)) if prompts else []:
+            number = mine[answer.prompt]
+            passed[number] += right(task, task.test[number], tokenizer.decode(answer.tokens, skip_special_tokens=True))
+        sums = [sum(pass_at(k, samples, count) for count in passed.values()) for k in (1, samples)]
+        first, every = (value / len(task.test) for value in ranks.sum([float(value) for value in sums]))
+        name = "solved" if task.kind == "number" else "pass_at_1"
+        figures[f"{task.name}_{name}"] = first
+        if samples > 1:
+            figures[f"{task.name}_pass_at_{samples}"] = every
+    return figures
+
+
+def right(task: Task, item: dict[str, Any], completion: str) -> bool:
+    """Whether an answer solves its item."""
+    if task.kind == "program":
+        return cage.run(human_eval_program(item, completion)).passed
+    return solved(completion, item["answer"])

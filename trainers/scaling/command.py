@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import json
 from collections import defaultdict
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -14,70 +12,28 @@ import numpy as np
 from cluster.errors import DataError, RecipeError, nearest
 from trainers.scaling import isoflop
 from trainers.scaling.law import Law, bootstrap, fit, without_worst
-from trainers.scaling.repeated import RepeatedLaw
-
-NAMES = {
-    "parameters": ("parameters", "params", "params_N", "Model Size", "N", "n"),
-    "tokens": ("tokens", "tokens_D", "D", "d"),
-    "flops": ("flops", "Training FLOP", "C", "compute"),
-    "loss": ("loss", "val_loss", "validation"),
-}
-"""Column names that are understood, besides those given."""
+from trainers.scaling.repeated import C4, RepeatedLaw, fit_decay
+from trainers.scaling.table import read_runs
 
 COEFFICIENTS = ("E", "A", "B", "alpha", "beta", "exponent")
 
 
-@dataclass(frozen=True)
-class Runs:
-    """A table of runs as arrays: parameters, tokens (flops / 6 N where it has no tokens), loss."""
+def fit_law(
+    path: str, *, drop_worst: int = 0, samples: int = 1000, seed: int = 42, where: Sequence[str] = ()
+) -> dict[str, Any]:
+    """L(N, D) fitted to the runs in a table: {"law", "intervals" (95 %), "objective", "runs", "range"}.
 
-    parameters: np.ndarray
-    tokens: np.ndarray
-    loss: np.ndarray
-    flops: np.ndarray
-
-
-def read_runs(path: str) -> Runs:
-    """Runs from CSV or JSONL with columns for parameters, loss, and tokens or flops. Raises DataError."""
-    rows: list[dict[str, Any]]
-    try:
-        text = Path(path).read_text(encoding="utf-8")
-        if path.endswith((".jsonl", ".json")):
-            rows = [dict(json.loads(line)) for line in text.splitlines() if line.strip()]
-        else:
-            rows = list(csv.DictReader(text.splitlines(), strict=True))
-    except (ValueError, TypeError, csv.Error) as error:
-        raise DataError(f"{path}: neither CSV with a header nor JSONL (by the ending .jsonl): {error}") from None
-    if not rows:
-        raise DataError(f"{path}: no runs in it")
-    columns = {key: next((name for name in names if name in rows[0]), None) for key, names in NAMES.items()}
-    missing = [key for key in ("parameters", "loss") if columns[key] is None]
-    if missing or (columns["tokens"] is None and columns["flops"] is None):
-        wanted = missing or ["tokens or flops"]
-        raise DataError(f"{path}: no column for {', '.join(wanted)}{nearest(wanted[0], filter(None, rows[0]))}")
-
-    def column(key: str) -> np.ndarray:
-        values = []
-        for number, row in enumerate(rows, 1):
-            try:
-                values.append(float(row[columns[key]]))  # type: ignore[index]
-            except (KeyError, TypeError, ValueError):
-                raise DataError(f"{path}, run {number}: no number as {columns[key]}: {row}") from None
-        return np.array(values)
-
-    parameters, loss = column("parameters"), column("loss")
-    tokens = column("tokens") if columns["tokens"] else column("flops") / 6 / parameters
-    flops = column("flops") if columns["flops"] else 6 * parameters * tokens
-    return Runs(parameters, tokens, loss, flops)
-
-
-def fit_law(path: str, *, drop_worst: int = 0, samples: int = 1000, seed: int = 42) -> dict[str, Any]:
-    """L(N, D) fitted to the runs in a table: {"law", "intervals" (95 %), "objective", "runs", "sizes"}.
-
-    `sizes` says over what range of N and D the law was fitted: outside, it is an extrapolation.
+    `range` says over what range of N and D the law was fitted: outside, it is an extrapolation.
     """
-    runs = read_runs(path)
+    runs = read_runs(path, where)
+    if drop_worst and not 0 <= drop_worst <= len(runs) - 6:
+        raise RecipeError(f"--drop-worst {drop_worst} of {len(runs)} runs: 6 or more must be left for 5 coefficients")
     n, d, loss = without_worst(runs.parameters, runs.tokens, runs.loss, drop_worst)
+    if len(n) >= 6 and min(len(set(n.tolist())), len(set(d.tolist()))) < 2:
+        raise DataError(
+            f"{path}: {len(n)} runs of {len(set(n.tolist()))} sizes and {len(set(d.tolist()))} lengths; a law of both "
+            "needs 2 or more of each (`scale kaplan` fits one variable)"
+        )
     found = fit(n, d, loss)
     laws = bootstrap(n, d, loss, found, samples=samples, seed=seed)
     return {
@@ -91,17 +47,93 @@ def fit_law(path: str, *, drop_worst: int = 0, samples: int = 1000, seed: int = 
     }
 
 
-def fit_isoflop(path: str, method: str = "akima") -> dict[str, Any]:
-    """N*(C) through the minima of the IsoFLOP curves of a table whose runs share budgets."""
-    runs = read_runs(path)
+def fit_isoflop(path: str, method: str = "akima", where: Sequence[str] = ()) -> dict[str, Any]:
+    """N*(C) through the minima of the IsoFLOP curves of a table whose runs share budgets.
+
+    Raises DataError when fewer than two budgets have 3 or more sizes.
+    """
+    if method not in ("akima", "parabola"):
+        raise RecipeError(f"isoflop method '{method}'{nearest(method, ['akima', 'parabola'])}")
+    runs = read_runs(path, where)
     curves: dict[float, list[tuple[float, float]]] = defaultdict(list)
     for flops, parameters, loss in zip(runs.flops, runs.parameters, runs.loss, strict=True):
         curves[float(f"{flops:.4g}")].append((float(parameters), float(loss)))
-    if method not in ("akima", "parabola"):
-        raise RecipeError(f"isoflop method '{method}'{nearest(method, ['akima', 'parabola'])}")
-    sizes, valleys = isoflop.best_sizes({c: points for c, points in curves.items() if len(points) >= 3}, method)  # type: ignore[arg-type]
+    for flops, points in curves.items():
+        sizes_seen = [n for n, _ in points]
+        if len(set(sizes_seen)) < len(sizes_seen):
+            twice = next(n for n in sizes_seen if sizes_seen.count(n) > 1)
+            raise DataError(
+                f"{path}: {sizes_seen.count(twice)} runs of {twice:.4g} parameters at {flops:.4g} FLOP; a curve has "
+                "one loss per size: choose among setups or seeds with --where COLUMN=VALUE"
+            )
+    wide = {c: points for c, points in curves.items() if len({n for n, _ in points}) >= 3}
+    if len(wide) < 2:
+        raise DataError(
+            f"{path}: {len(runs)} runs at {len(curves)} budgets, of which {len(wide)} have 3 or more sizes; IsoFLOP "
+            "curves need two such budgets or more"
+        )
+    sizes, valleys = isoflop.best_sizes(wide, method)  # type: ignore[arg-type]
     losses = isoflop.power_law([v.flops for v in valleys], [v.loss for v in valleys])
     return {"sizes": asdict(sizes), "losses": asdict(losses), "valleys": [asdict(v) for v in valleys]}
+
+
+def fit_single(path: str, where: Sequence[str] = ()) -> dict[str, dict[str, float]]:
+    """Kaplan's laws of one variable, L(N), L(D) and L(C) = (scale / x)^exponent, each through the runs that no smaller
+    x beats: the best that N parameters, D tokens or C FLOP reached while the other two were ample.
+
+    {"parameters": {"exponent", "scale", "r2", "points"}, …}; a variable with fewer than 3 such runs is left out.
+    Raises DataError when that leaves none.
+    """
+    runs = read_runs(path, where)
+    found: dict[str, dict[str, float]] = {}
+    for name in ("parameters", "tokens", "flops"):
+        x, y = isoflop.frontier(getattr(runs, name), runs.loss)
+        if len(x) >= 3:
+            law = isoflop.power_law(x, y)
+            scale = float(np.exp(np.log(law.coefficient) / -law.exponent))
+            found[name] = {"exponent": -law.exponent, "scale": scale, "r2": law.r2, "points": len(x)}
+    if not found:
+        raise DataError(
+            f"{path}: {len(runs)} runs, but fewer than 3 of different size, length or compute improve on each other"
+        )
+    return found
+
+
+def fit_repeated(path: str, fitted: dict[str, Any] | None = None, where: Sequence[str] = ()) -> dict[str, Any]:
+    """The law of repeated data for a table with unique_tokens: what `fit_law` gave, with data_decay (R_D*) and
+    size_decay (R_N*), which `plan` then takes.
+
+    Without a law of before, one is fitted to the table's runs of a single epoch; with {"law": "c4"} the published one
+    is taken. Raises DataError when no run repeats data.
+    """
+    runs = read_runs(path, where)
+    again = runs.tokens > 1.001 * runs.unique_tokens
+    if not again.any():
+        raise DataError(
+            f"{path}: none of {len(runs)} runs repeats data (tokens above unique_tokens); `scale fit` is for those"
+        )
+    if fitted is None:
+        once = ~again
+        if once.sum() < 6:
+            raise DataError(
+                f"{path}: {int(once.sum())} runs of one epoch, 6 or more give the law that repetition is held against; "
+                "or give one with --law (a file of `scale fit`, or c4 for the published one)"
+            )
+        found = fit(runs.parameters[once], runs.tokens[once], runs.loss[once])
+        fitted = {"law": asdict(found.law)}
+    elif fitted["law"] == "c4":
+        fitted = {"law": asdict(C4)}
+    law = Law(**fitted["law"])
+    repeated = fit_decay(law, runs.parameters, runs.tokens, runs.unique_tokens, runs.loss)
+    off = np.asarray(repeated.loss(runs.parameters, runs.tokens, runs.unique_tokens)) - runs.loss
+    return {
+        **fitted,
+        "data_decay": repeated.data_decay,
+        "size_decay": repeated.size_decay,
+        "repeating": int(again.sum()),
+        "runs": len(runs),
+        "error": float(np.abs(off).mean()),
+    }
 
 
 def plan(
@@ -114,19 +146,25 @@ def plan(
 ) -> dict[str, Any]:
     """The best N and D for a budget, or the loss for given N and D, each with its 95 % bootstrap interval.
 
-    With `unique_tokens`, repeated passes count as Muennighoff et al. 2023 found. Raises RecipeError unless either
+    With `unique_tokens`, repeated passes count as `fit_repeated` found, else as Muennighoff et al. 2023 did. Raises
+    RecipeError unless either
     flops, or parameters and tokens are given.
     """
+    given = {"flops": flops, "parameters": parameters, "tokens": tokens, "unique_tokens": unique_tokens}
+    wrong = [f"{name} {value:g}" for name, value in given.items() if value is not None and not 0 < value < np.inf]
+    if wrong:
+        raise RecipeError(f"plan: {', '.join(wrong)}: positive numbers were expected")
     law = Law(**fitted["law"])
+    decays = {name: fitted[name] for name in ("data_decay", "size_decay") if name in fitted}
     laws = [Law(**sample) for sample in fitted.get("samples", [])]
 
     def answer(one: Law) -> tuple[float, float, float]:
         if flops is not None:
-            return RepeatedLaw(one).optimum(flops, unique_tokens) if unique_tokens else one.optimum(flops)
+            return RepeatedLaw(one, **decays).optimum(flops, unique_tokens) if unique_tokens else one.optimum(flops)
         assert parameters is not None
         assert tokens is not None
         if unique_tokens:
-            return parameters, tokens, float(RepeatedLaw(one).loss(parameters, tokens, unique_tokens))
+            return parameters, tokens, float(RepeatedLaw(one, **decays).loss(parameters, tokens, unique_tokens))
         return parameters, tokens, float(one.loss(parameters, tokens))
 
     if (flops is None) == (parameters is None or tokens is None):

@@ -62,16 +62,23 @@ def grow(lm: Any, growth: Growth) -> Any:
         state = _deeper(state, config, growth.layers, growth.stack)
     if growth.experts:
         if growth.experts_per_token > growth.experts:
-            raise RecipeError(f"growth: {growth.experts_per_token} experts per token of {growth.experts}")
+            raise RecipeError(
+                f"growth: {growth.experts_per_token} experts per token, but only {growth.experts} experts"
+            )
         state, config = _experts(state, config, growth, random)
     return _assemble(config, state, lm.dtype)
 
 
 def grow_folder(source: str, target: str, growth: Growth) -> None:
     """Grow the model in a transformers folder into another folder, tokenizer included; train it by `start_from`."""
+    from transformers.utils import logging
+
     from trainers.model import load
 
-    grown = grow(load(source), growth)
+    logging.disable_progress_bar()
+    lm = load(source)
+    _check_heads(lm.config, growth)
+    grown = grow(lm, growth)
     grown.save_pretrained(target)
     written = {path.name for path in Path(target).iterdir()}
     for path in Path(source).iterdir():
@@ -83,6 +90,17 @@ def _at_least(name: str, new: int, old: int) -> None:
     if new < old:
         raise RecipeError(
             f"growth: {name} {new} is below the model's {old}; growing keeps the function, shrinking cannot"
+        )
+
+
+def _check_heads(config: Any, growth: Growth) -> None:
+    """Refuse numbers of heads that transformers does not write. Raises RecipeError."""
+    group = config.num_attention_heads // config.num_key_value_heads
+    heads, width = (growth.kv_heads or config.num_key_value_heads) * group, growth.hidden_size or config.hidden_size
+    if width % heads:
+        raise RecipeError(
+            f"growth: hidden_size {width} is no multiple of {heads} query heads ({heads // group} kv_heads x {group}), "
+            f"as transformers wants it; grow it to {-(-width // heads) * heads} as well, or take other kv_heads"
         )
 
 

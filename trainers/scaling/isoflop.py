@@ -48,6 +48,18 @@ def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
     return PowerLaw(float(np.exp(intercept)), float(slope), float(1 - (rest**2).sum() / spread) if spread else 1.0)
 
 
+def frontier(x: np.ndarray, loss: np.ndarray) -> tuple[list[float], list[float]]:
+    """The runs that are better than every run with a smaller or equal x, by rising x."""
+    kept: tuple[list[float], list[float]] = ([], [])
+    best = np.inf
+    for place in np.lexsort((loss, x)):
+        if loss[place] < best:
+            best = float(loss[place])
+            kept[0].append(float(x[place]))
+            kept[1].append(best)
+    return kept
+
+
 def valley(
     flops: float, parameters: Sequence[float], loss: Sequence[float], method: Literal["akima", "parabola"] = "akima"
 ) -> Valley | None:

@@ -49,6 +49,11 @@ class Law:
         g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
         return g * (tokens * g) ** (self.beta / self.alpha)
 
+    @property
+    def determined(self) -> bool:
+        """Whether all three terms are there: too few or too narrow runs leave E near 0, or a term that grows."""
+        return self.E > 1e-3 and self.alpha > 0 and self.beta > 0
+
     @classmethod
     def from_logs(cls, x: Sequence[float] | Array) -> Law:
         """From (log E, log A, log B, α, β)."""
@@ -58,6 +63,11 @@ class Law:
         """(log E, log A, log B, α, β)."""
         return np.array([math.log(self.E), math.log(self.A), math.log(self.B), self.alpha, self.beta])
 
+
+UNDETERMINED = (
+    "these runs do not determine the law (E near 0, or a term that grows): read nothing into its coefficients, "
+    "and give more sizes and lengths, further apart"
+)
 
 STARTS = {
     "a": (0.0, 5.0, 10.0, 15.0, 20.0, 25.0),

@@ -1,11 +1,13 @@
 """Measure a scaling law on one's own data: small runs, a fit, a prediction, the larger run, and how far off it was.
 
 Per model size one trunk runs at the stable rate over the longest token count; every shorter count branches off its
-trunk and decays. So k token counts cost one trunk and k decays instead of k runs.
+trunk and decays. So k token counts cost one trunk and k decays instead of k runs. Or the compute is fixed instead: with
+`budgets`, every size runs for as many steps as its budget lasts, and the best size is read from the IsoFLOP curves.
 """
 
 from __future__ import annotations
 
+import html
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,11 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from cluster.errors import RecipeError
+from cluster import storage
+from cluster.errors import DataError, RecipeError
 from cluster.settings import Settings, assign, make, read_yaml
-from trainers.page import plot
+from pipeline.schema import DATASET_FILE
+from trainers.page import plot, static_page
 from trainers.recipe import TrainRecipe, from_mapping
-from trainers.scaling.law import Law
+from trainers.scaling.law import UNDETERMINED, Law
 from trainers.train import TrainReport, train
 from trainers.workers import Crew
 
@@ -32,7 +36,12 @@ class Sweep(Settings):
 
     base: dict[str, Any] = Field(description="training recipe without model, steps, tokens, epochs")
     models: list[dict[str, Any]] = Field(min_length=2, description="model settings, one per size")
-    steps: list[int] = Field(min_length=2, description="lengths in optimiser steps, the same for every size")
+    steps: list[int] | None = Field(
+        None, min_length=2, description="lengths in optimiser steps, the same for every size; or give budgets"
+    )
+    budgets: list[float] | None = Field(
+        None, min_length=2, description="compute in FLOP (6 N D): every size runs once per budget, for IsoFLOP curves"
+    )
     decay: float = Field(0.2, gt=0, lt=1, description="share of each length that is decay")
     rates: list[float] | None = Field(None, description="peak rate per size; None: the base recipe's for all")
     predict: dict[str, Any] | None = Field(
@@ -45,11 +54,19 @@ class Sweep(Settings):
 
     def check(self) -> None:
         """Refuse what cannot give a law. Raises RecipeError."""
-        if len(self.models) * len(self.steps) < 6:
+        if (self.steps is None) == (self.budgets is None):
+            raise RecipeError("sweep: give either steps (fixed sizes, more data) or budgets (fixed compute)")
+        lengths: list[float] = [*(self.steps or self.budgets or [])]
+        kind, least = ("lengths", 2) if self.steps else ("budgets", 1)
+        if min(lengths) < least or len(set(lengths)) < len(lengths):
+            raise RecipeError(f"sweep: {kind} {lengths} must be different, and {least} or more")
+        if len(self.models) * len(lengths) < 6:
             raise RecipeError(
-                f"sweep: {len(self.models)} sizes x {len(self.steps)} lengths are {len(self.models) * len(self.steps)} "
+                f"sweep: {len(self.models)} sizes x {len(lengths)} {kind} are {len(self.models) * len(lengths)} "
                 "runs; the law has 5 coefficients and needs 6 or more"
             )
+        if self.budgets and len(self.models) < 3:
+            raise RecipeError(f"sweep: an IsoFLOP curve needs 3 or more models, found {len(self.models)}")
         if self.rates is not None and len(self.rates) != len(self.models):
             raise RecipeError(f"sweep: {len(self.rates)} rates for {len(self.models)} models")
         if self.fitted and not Path(self.fitted).is_file():
@@ -79,13 +96,15 @@ class Point:
     tokens: int
     loss: float
     folder: str
+    flops: float
+    """6 N D; the budget, where the run was made for one."""
 
 
 def sweep(settings: Sweep, out: str, console: Console | None = None) -> dict[str, Any]:
     """Run, fit, predict, measure. Writes OUT/runs.jsonl (a table for `scale fit`) and OUT/sweep.json.
 
-    Resumable: finished runs are read back. Returns {"fit", "points"} and, with `predict`, {"predicted", "measured",
-    "error"} (relative).
+    Resumable: finished runs are read back. Returns {"fit", "points"}, with `budgets` also {"isoflop"} (what
+    `scale isoflop` gives, or why there is nothing), and with `predict` {"predicted", "measured", "error"} (relative).
     """
     settings.check()
     os.makedirs(out, exist_ok=True)
@@ -106,16 +125,27 @@ def _sweep(settings: Sweep, out: str, runner: Runner) -> dict[str, Any]:
 
     if settings.fitted:
         before = json.loads(Path(settings.fitted).read_text())  # it is there: check() looked
-        fitted, points = before["fit"], [Point(**point) for point in before["points"]]
+        fitted = before["fit"]
+        points = [Point(**{"flops": 6.0 * p["parameters"] * p["tokens"], **p}) for p in before["points"]]
     else:
         points = []
+        affordable = _affordable(settings) if settings.budgets else []
         for number, shape in enumerate(settings.models):
             rate = settings.rates[number] if settings.rates else None
-            points += _size(settings, shape, rate, sorted(settings.steps), os.path.join(out, f"size-{number}"), runner)
+            folder = os.path.join(out, f"size-{number}")
+            if settings.steps:
+                points += _size(settings, shape, rate, sorted(settings.steps), folder, runner)
+            else:
+                points += _budgets(settings, shape, rate, affordable[number], folder, runner)
         table = os.path.join(out, "runs.jsonl")
         Path(table).write_text("".join(json.dumps(asdict(point)) + "\n" for point in points))
         fitted = command.fit_law(table, samples=settings.samples)
     result: dict[str, Any] = {"fit": fitted, "points": [asdict(point) for point in points]}
+    if settings.budgets and not settings.fitted:
+        try:
+            result["isoflop"] = command.fit_isoflop(os.path.join(out, "runs.jsonl"), "parabola")
+        except DataError as error:  # the law through all runs stands
+            result["isoflop"] = str(error)
     if settings.predict:
         point = _larger(settings, settings.predict, os.path.join(out, "predicted"), runner)
         plan = command.plan(fitted, parameters=point.parameters, tokens=point.tokens)
@@ -133,22 +163,86 @@ def _sweep(settings: Sweep, out: str, runner: Runner) -> dict[str, Any]:
 
 def _larger(settings: Sweep, large: Mapping[str, Any], out: str, runner: Runner) -> Point:
     """The predicted run, in one piece: with the same warmup, stable rate and decay it equals trunk and branch."""
-    length = int(large["steps"])
-    schedule = {**settings.base.get("schedule", {}), "shape": "wsd", "decay": max(1, round(length * settings.decay))}
-    if large.get("rate") is not None:
-        schedule["rate"] = large["rate"]
-    warmup = schedule.get("warmup", 0.02)
-    schedule["warmup"] = max(1, round(warmup * length)) if 0 < warmup < 1 else warmup
     further = dict(large.get("recipe", {}))
     further["objective"] = {**settings.base.get("objective", {}), **further.get("objective", {})}
-    fields = {**settings.base, "export": False, **further, "model": large["model"], "steps": length}
-    report = _finished(from_mapping({**fields, "schedule": schedule}, "sweep.predict"), out, runner)
-    return Point(report.parameters, report.tokens, _last(report), out)
+    base = {**settings.base, **further}
+    recipe = whole_run(base, large["model"], int(large["steps"]), settings.decay, large.get("rate"))
+    return point_of(finished(recipe, out, runner), out)
 
 
-def _last(report: TrainReport) -> float:
-    """Held-out loss at the end; the training loss where nothing is held out."""
-    return report.validation[max(report.validation)] if report.validation else report.last_loss
+def whole_run(
+    base: Mapping[str, Any], shape: Mapping[str, Any], steps: int, decay: float, rate: float | None
+) -> TrainRecipe:
+    """The recipe of one run by warmup, stable rate and decay (a share of it), with the base's settings."""
+    schedule = {**base.get("schedule", {}), "shape": "wsd", "decay": max(1, round(steps * decay))}
+    if rate is not None:
+        schedule["rate"] = rate
+    warmup = schedule.get("warmup", 0.02)
+    schedule["warmup"] = max(1, round(warmup * steps)) if 0 < warmup < 1 else warmup
+    fields = {"export": False, **base, "model": dict(shape), "steps": steps, "schedule": schedule}
+    return from_mapping(fields, "sweep")
+
+
+def point_of(report: TrainReport, folder: str, flops: float | None = None) -> Point:
+    """What was measured: the held-out loss at the end, or the training loss where nothing is held out."""
+    loss = report.validation[max(report.validation)] if report.validation else report.last_loss
+    n, d = report.parameters, report.tokens
+    return Point(n, d, loss, folder, flops or 6.0 * n * d)
+
+
+def _affordable(settings: Sweep) -> list[list[int]]:
+    """Per size, the steps that each budget, by rising compute, lasts for: C = 6 N D. Raises RecipeError below 10."""
+    from trainers.model import ModelSettings
+
+    recipe = from_mapping({**settings.base, "steps": 1}, "sweep.base")
+    targets, vocabulary = _targets_per_row(recipe)
+    found = []
+    for shape in settings.models:
+        parameters = make(ModelSettings, shape, "sweep.models").parameters(vocabulary)
+        steps: list[int] = []
+        for budget in sorted(settings.budgets or []):
+            steps.append(round(budget / (6 * parameters * recipe.batch_rows * targets)))
+            if steps[-1] < 10:
+                raise RecipeError(
+                    f"sweep: {budget:.3g} FLOP are {steps[-1]} steps of {recipe.batch_rows} rows for {parameters:,} "
+                    "parameters; 10 or more make a curve: raise the budget, or lower batch_rows or the size"
+                )
+        found.append(steps)
+    return found
+
+
+def _budgets(
+    settings: Sweep, shape: Mapping[str, Any], rate: float | None, steps: list[int], out: str, runner: Runner
+) -> list[Point]:
+    """One run per budget, of as many steps as it lasts for."""
+    points = []
+    for budget, length in zip(sorted(settings.budgets or []), steps, strict=True):
+        folder = os.path.join(out, f"budget-{budget:.4g}")
+        report = finished(whole_run(settings.base, shape, length, settings.decay, rate), folder, runner)
+        points.append(point_of(report, folder, budget))
+    return points
+
+
+def _targets_per_row(recipe: TrainRecipe) -> tuple[float, int]:
+    """(trained tokens per row on average, vocabulary). The first token of a document is no target."""
+    shares, targets, vocabulary = recipe.folders(), 0.0, 0
+    for path, share in shares.items():
+        try:
+            about = json.loads(storage.read_bytes(storage.join(path, DATASET_FILE)))
+        except FileNotFoundError:
+            raise RecipeError(f"data: no {DATASET_FILE} in {path}; expected the packed/ folder of a run") from None
+        targets += share * (about["tokens"] - about["documents"]) / about["rows"]
+        vocabulary = about["vocab_size"]
+    return targets / sum(shares.values()), vocabulary
+
+
+def _short(number: float) -> str:
+    """1,234,567 as 1.23M.
+
+    >>> _short(1_234_567), _short(68_000)
+    ('1.23M', '68k')
+    """
+    return f"{number / 1e6:.3g}M" if number >= 1e6 else f"{number / 1e3:.3g}k"
 
 
 def _page(result: Mapping[str, Any]) -> str:
@@ -159,27 +253,71 @@ def _page(result: Mapping[str, Any]) -> str:
     larger = [result["larger"]] if "larger" in result else []
     for point in [*result["points"], *larger]:
         n, d, loss = point["parameters"], point["tokens"], point["loss"]
-        curves.setdefault(f"{n / 1e6:.0f}M", []).append((d, loss))
+        curves.setdefault(_short(n), []).append((d, loss))
         said = float(law.loss(n, d))
-        rows.append(f"<tr><td>{n:,}<td>{d:,}<td>{loss:.4f}<td>{said:.4f}<td>{said / loss - 1:+.2%}")
+        cells = (f"{n:,}", f"{d:,}", f"{loss:.4f}", f"{said:.4f}", f"{said / loss - 1:+.2%}")
+        rows.append(f"<tr>{''.join(f'<td class=n>{cell}' for cell in cells)}")
     spread = result["fit"]["intervals"]
     coefficients = [
-        f"<tr><td>{name}<td>{value:.5g}<td>{spread[name][0]:.5g} to {spread[name][1]:.5g}"
+        f"<tr><td>{name}<td class=n>{value:.5g}<td>{spread[name][0]:.5g} to {spread[name][1]:.5g}"
         for name, value in result["fit"]["law"].items()
     ]
-    told = ""
+    told = "" if law.determined else f"<p>{UNDETERMINED}.</p>"
     if larger:
         low, high = result["interval"]
-        told = (
+        told += (
             f"<p>Predicted {result['predicted']:.4f} ({low:.4f} to {high:.4f}), measured {result['measured']:.4f}: "
             f"off by {result['error']:+.2%}.</p>"
         )
-    style = "body{font:15px/1.5 sans-serif;max-width:1040px;margin:2em auto}td,th{padding:.2em .8em;text-align:right}"
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>scaling sweep</title><style>{style}</style>'
-    runs = f"<table><tr><th>parameters<th>tokens<th>held-out loss<th>law<th>off{''.join(rows)}</table>"
-    fitted = f"<table><tr><th>coefficient<th>value<th>95 %{''.join(coefficients)}</table>"
-    shown = plot("held-out loss against tokens", curves, logarithmic=True)
-    return f"{head}<h1>Scaling sweep</h1>{told}{shown}<h2>Runs</h2>{runs}<h2>L = E + A/N^α + B/D^β</h2>{fitted}"
+    head = "".join(f"<th class=n>{name}" for name in ("parameters", "tokens", "held-out loss", "law", "off"))
+    runs = f"<table><tr>{head}{''.join(rows)}</table>"
+    fitted = f"<table><tr><th>coefficient<th class=n>value<th>95 %{''.join(coefficients)}</table>"
+    shown = plot("held-out loss against tokens", curves, logarithmic=True) + _valleys(result)
+    return static_page("Scaling sweep", f"{told}{shown}<h2>Runs</h2>{runs}<h2>L = E + A/N^α + B/D^β</h2>{fitted}")
+
+
+def _valleys(result: Mapping[str, Any]) -> str:
+    """The IsoFLOP curves of a sweep over budgets, and the best size that they give."""
+    if "isoflop" not in result:
+        return ""
+    curves: dict[str, list[tuple[float, float]]] = {}
+    for point in sorted(result["points"], key=lambda one: (one["flops"], one["parameters"])):
+        curves.setdefault(f"{point['flops']:.3g} FLOP", []).append((point["parameters"], point["loss"]))
+    return plot("held-out loss against parameters", curves, logarithmic=True) + f"<p>{html.escape(_best(result))}</p>"
+
+
+def _best(result: Mapping[str, Any]) -> str:
+    """What the IsoFLOP curves say, or why they say nothing."""
+    found = result["isoflop"]
+    if isinstance(found, str):
+        return found
+    return f"best N = {found['sizes']['coefficient']:.4g} · C^{found['sizes']['exponent']:.4f}"
+
+
+def summary(result: Mapping[str, Any]) -> list[str]:
+    """The result for a terminal."""
+    law, spread = Law(**result["fit"]["law"]), result["fit"]["intervals"]
+    lines = [f"{'parameters':>12} {'tokens':>14} {'loss':>8} {'law':>8} {'off':>7}"]
+    for point in result["points"]:
+        said = float(law.loss(point["parameters"], point["tokens"]))
+        lines.append(
+            f"{point['parameters']:>12,} {point['tokens']:>14,} {point['loss']:>8.4f} {said:>8.4f} "
+            f"{said / point['loss'] - 1:>+7.2%}"
+        )
+    lines.append("L(N, D) = E + A/N^alpha + B/D^beta")
+    for name, value in result["fit"]["law"].items():
+        lines.append(f"  {name:<9} {value:>10.5g}   95 % {spread[name][0]:.5g} to {spread[name][1]:.5g}")
+    if not law.determined:
+        lines.append(UNDETERMINED)
+    if "isoflop" in result:
+        lines.append(_best(result))
+    if "larger" in result:
+        low, high = result["interval"]
+        lines.append(
+            f"larger run of {result['larger']['parameters']:,} parameters: predicted {result['predicted']:.4f} "
+            f"({low:.4f} to {high:.4f}), measured {result['measured']:.4f}, off by {result['error']:+.2%}"
+        )
+    return lines
 
 
 def _size(
@@ -203,7 +341,7 @@ def _size(
             update={"schedule": {**trunk.schedule, "warmup": max(1, round(schedule.get("warmup", 0.02) * steps[0]))}}
         )
     folder = os.path.join(out, "trunk")
-    _finished(trunk, folder, runner)
+    finished(trunk, folder, runner)
     points = []
     for length, corner in zip(steps, corners, strict=True):
         left = length - corner
@@ -213,12 +351,12 @@ def _size(
             **{"continue": {"run": folder, "at": corner, "rows": "next"}},
         )
         branch = os.path.join(out, f"decay-{length:08d}")
-        report = _finished(decay, branch, runner)
-        points.append(Point(report.parameters, report.tokens, _last(report), branch))
+        report = finished(decay, branch, runner)
+        points.append(point_of(report, branch))
     return points
 
 
-def _finished(recipe: TrainRecipe, folder: str, runner: Runner) -> TrainReport:
+def finished(recipe: TrainRecipe, folder: str, runner: Runner) -> TrainReport:
     """The report of a run, read back if it was finished before."""
     path = Path(folder, "report.json")
     if path.is_file():

@@ -7,6 +7,7 @@ import torch
 from cluster.errors import DataError
 from trainers import model
 from trainers.evaluate import few_shot
+from trainers.evaluate.task import read_task
 from trainers.model import ModelSettings, PackedLM
 from trainers.ranks import Ranks
 from trainers.roles import Frozen
@@ -34,7 +35,7 @@ def _write(path, items):
 
 @pytest.fixture
 def task(tmp_path):
-    return few_shot.read_task(_write(tmp_path / "cats.jsonl", ITEMS))
+    return read_task(_write(tmp_path / "cats.jsonl", ITEMS))
 
 
 def _lm():
@@ -88,17 +89,8 @@ def test_figures_are_their_definitions(task, tokenizer):
 
 
 def test_cloze_has_the_probability_of_its_target(tmp_path, tokenizer):
-    task = few_shot.read_task(_write(tmp_path / "cloze.jsonl", [{"prompt": "the cat sat on the", "target": "mat"}]))
+    task = read_task(_write(tmp_path / "cloze.jsonl", [{"prompt": "the cat sat on the", "target": "mat"}]))
     asked = few_shot.requests(task, tokenizer, shots=0, seq_len=128)
     figures = few_shot.summarise(task, asked, np.array([-2.0]))
     assert figures["probability"] == pytest.approx(np.exp(-2.0))
     assert figures["bits_per_byte"] == pytest.approx(2.0 / np.log(2) / 3)
-
-
-def test_a_wrong_item_is_named_by_its_line(tmp_path):
-    path = _write(tmp_path / "bad.jsonl", [ITEMS[2], {"prompt": "x", "choices": ["a"], "answer": 1}])
-    with pytest.raises(DataError, match=r"bad\.jsonl:2: answer 1 of 1 choices"):
-        few_shot.read_task(path)
-    (tmp_path / "worse.jsonl").write_text('{"prompt": "x"}\n')
-    with pytest.raises(DataError, match=r"worse\.jsonl:1: needs prompt, and either target"):
-        few_shot.read_task(str(tmp_path / "worse.jsonl"))

@@ -6,6 +6,7 @@ import pytest
 from cluster.errors import DataError, RecipeError
 from trainers.scaling import command
 from trainers.scaling.law import Law
+from trainers.scaling.repeated import RepeatedLaw
 
 LAW = Law(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37)
 
@@ -59,3 +60,71 @@ def test_what_is_missing_is_named(tmp_path, fitted):
         command.read_runs(str(tmp_path / "runs.csv"))
     with pytest.raises(RecipeError, match="give either flops, or both"):
         command.plan(fitted, parameters=1e9)
+
+
+def test_one_size_or_one_length_gives_no_law_of_both(tmp_path):
+    (tmp_path / "runs.csv").write_text(
+        "parameters,tokens,loss\n" + "".join(f"1e6,{d}e6,{9 - d}\n" for d in range(1, 8))
+    )
+    with pytest.raises(DataError, match="7 runs of 1 sizes and 7 lengths"):
+        command.fit_law(str(tmp_path / "runs.csv"))
+    with pytest.raises(RecipeError, match="drop-worst 3 of 7 runs: 6 or more"):
+        command.fit_law(str(tmp_path / "runs.csv"), drop_worst=3)
+    (tmp_path / "one.csv").write_text("parameters,tokens,loss\n1e6,1e6,3\n")
+    with pytest.raises(DataError, match="at least 6 runs; found"):
+        command.fit_law(str(tmp_path / "one.csv"))
+    with pytest.raises(DataError, match="1 runs at 1 budgets, of which 0 have 3"):
+        command.fit_isoflop(str(tmp_path / "one.csv"))
+
+
+def test_numbers_that_no_run_has_are_refused(fitted):
+    for wrong in ({"flops": -1e20}, {"flops": float("nan")}, {"parameters": 0.0, "tokens": 1e9}):
+        with pytest.raises(RecipeError, match="positive numbers were expected"):
+            command.plan(fitted, **wrong)
+
+
+def test_laws_of_one_variable_go_through_the_frontier(tmp_path):
+    rng = np.random.default_rng(1)
+    rows = ["parameters,tokens,loss"]
+    for n in np.exp(np.linspace(14, 20, 12)):
+        rows.append(f"{n},1e12,{(1e13 / n) ** 0.08}")
+        rows += [f"{n},{1e12 * share},{(1e13 / n) ** 0.08 * (1 + share)}" for share in rng.uniform(0.1, 0.9, 3)]
+    (tmp_path / "runs.csv").write_text("\n".join(rows))
+    law = command.fit_single(str(tmp_path / "runs.csv"))["parameters"]
+    assert (law["exponent"], law["scale"], law["points"]) == pytest.approx((0.08, 1e13, 12))
+
+
+def test_two_setups_in_one_curve_are_refused_and_one_can_be_chosen(tmp_path):
+    rows = ["flops,parameters,loss,setup"]
+    for c, best in ((1e16, 1e6), (1e17, 4e6), (1e18, 1.6e7)):
+        for n in best * np.array([0.25, 0.5, 1, 2, 4]):
+            rows += [
+                f"{c},{n},{3 + 0.1 * np.log(n / best) ** 2 + more},{name}" for more, name in ((0, "a"), (0.1, "b"))
+            ]
+    path = tmp_path / "curves.csv"
+    path.write_text("\n".join(rows))
+    with pytest.raises(DataError, match=r"2 runs of 2\.5e\+05 parameters at 1e\+16 FLOP"):
+        command.fit_isoflop(str(path))
+    for method in ("akima", "parabola"):
+        found = command.fit_isoflop(str(path), method, ["setup=b"])
+        assert found["sizes"]["exponent"] == pytest.approx(np.log10(4), abs=1e-3)
+
+
+def test_a_law_of_repeated_data_is_fitted_and_planned_with(tmp_path):
+    rng = np.random.default_rng(3)
+    truth = RepeatedLaw(LAW, 12.0, 6.0)
+    rows = ["parameters,tokens,unique_tokens,loss"]
+    for number in range(120):
+        n, unique = np.exp(rng.uniform(17, 22)), np.exp(rng.uniform(20, 23))
+        d = unique * (1 if number % 2 else rng.uniform(2, 40))
+        rows.append(f"{n},{d},{unique},{float(truth.loss(n, d, unique))}")
+    path = tmp_path / "runs.csv"
+    path.write_text("\n".join(rows))
+    found = command.fit_repeated(str(path), {"law": vars(LAW)})
+    assert (found["data_decay"], found["size_decay"]) == pytest.approx((12.0, 6.0), rel=0.02)
+    assert found["error"] < 1e-3
+    planned = command.plan(found, parameters=3e8, tokens=2e10, unique_tokens=1e9)
+    assert planned["loss"] == pytest.approx(float(truth.loss(3e8, 2e10, 1e9)), rel=1e-3)
+    path.write_text("\n".join(row for row in rows if row.split(",")[1:2] == row.split(",")[2:3] or "loss" in row))
+    with pytest.raises(DataError, match="none of 60 runs repeats data"):
+        command.fit_repeated(str(path))

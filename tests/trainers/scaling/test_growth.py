@@ -68,6 +68,15 @@ def test_a_grown_folder_opens_and_keeps_its_tokenizer(packed, tmp_path):
     assert (tmp_path / "large/tokenizer.json").is_file()
 
 
+def test_heads_that_no_width_is_a_multiple_of_are_refused(tmp_path):
+    model.export(_lm(), dict(_lm().named_parameters()), None, str(tmp_path / "small"))
+    wanted = r"hidden_size 32 is no multiple of 6 query heads \(3 kv_heads x 2\).*grow it to 36 as well"
+    with pytest.raises(RecipeError, match=wanted):
+        grow_folder(str(tmp_path / "small"), str(tmp_path / "large"), Growth(kv_heads=3))
+    grow_folder(str(tmp_path / "small"), str(tmp_path / "large"), Growth(kv_heads=3, hidden_size=36))
+    assert load(str(tmp_path / "large")).config.num_attention_heads == 6
+
+
 def test_shrinking_is_refused():
     with pytest.raises(RecipeError, match="layers 1 is below the model's 2"):
         grow(_lm(), Growth(layers=1))

@@ -86,3 +86,9 @@ def test_the_optimum_is_the_lowest_loss_of_its_budget():
 def test_too_few_runs_are_refused():
     with pytest.raises(DataError, match="at least 6 runs"):
         fit(np.ones(4), np.ones(4), np.ones(4))
+
+
+def test_runs_that_do_not_determine_the_law_are_told_as_such():
+    assert Law(E=1.8, A=480.0, B=2100.0, alpha=0.35, beta=0.37).determined
+    assert not Law(E=3e-13, A=2.1, B=8.3, alpha=0.15, beta=0.05).determined
+    assert not Law(E=1.8, A=480.0, B=2100.0, alpha=-0.3, beta=0.37).determined

@@ -4,7 +4,7 @@ import pytest
 
 from cluster.errors import RecipeError
 from trainers.log import read_metrics
-from trainers.scaling.sweep import Sweep, sweep
+from trainers.scaling.sweep import Sweep, summary, sweep
 from trainers.train import train
 
 
@@ -62,6 +62,28 @@ def test_a_branch_is_the_run_of_its_length(swept, settings, recipe, crew, tmp_pa
     lines = read_metrics(str(swept[0] / "size-0/decay-00000020"))
     branch = {line["step"]: line["loss"] for line in lines if "loss" in line}
     assert branch == {step - 16: loss for step, loss in whole.losses.items() if step > 16}
+
+
+def test_fixed_compute_gives_every_size_the_steps_that_it_can_pay(local_ray, settings, tmp_path):
+    models = [{**shape, "hidden_size": size} for shape, size in zip([settings.models[0]] * 3, (8, 16, 24), strict=True)]
+    changes = {"steps": None, "budgets": [2e9, 3e9], "models": models, "predict": None}
+    found = sweep(settings.model_copy(update=changes), str(tmp_path))
+    assert len(found["points"]) == 6
+    for point in found["points"]:
+        assert 6 * point["parameters"] * point["tokens"] == pytest.approx(point["flops"], rel=0.1)
+    assert len({point["flops"] for point in found["points"]}) == 2
+    assert "isoflop" in found  # a law, or why these curves have none
+    assert "held-out loss against parameters" in (tmp_path / "report.html").read_text()
+    assert summary(found)[0].split()[:3] == ["parameters", "tokens", "loss"]
+    with pytest.raises(RecipeError, match=r"1e\+06 FLOP are 0 steps of 12 rows"):
+        sweep(settings.model_copy(update={**changes, "budgets": [1e6, 2e6]}), str(tmp_path / "small"))
+
+
+def test_a_sweep_varies_the_length_or_the_compute(settings):
+    with pytest.raises(RecipeError, match=r"either steps .* or budgets"):
+        settings.model_copy(update={"budgets": [1e9, 2e9]}).check()
+    with pytest.raises(RecipeError, match="must be different"):
+        settings.model_copy(update={"steps": [10, 10, 20]}).check()
 
 
 def test_too_few_runs_for_a_law_are_refused(settings):

@@ -1,0 +1,127 @@
+"""Task files: JSONL, plain, .gz or .xz, one item a line. What an item holds says how it is judged.
+
+    {"prompt", "choices": [text, …], "answer": index}     multiple choice, by log-likelihood
+    {"prompt", "target": text}                            cloze, by log-likelihood
+    {"question", "answer": text with a number}            a word problem as in GSM8K, by a written solution
+    {"prompt", "test", "entry_point"}                     a program as in HumanEval, by running it against its tests
+
+Items with "split": "train" are for the prompts' worked examples, all others are asked. A task may also be a folder with
+train.jsonl and test.jsonl.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import lzma
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from cluster.errors import DataError
+
+Kind = Literal["multiple_choice", "cloze", "number", "program"]
+GENERATED: tuple[Kind, ...] = ("number", "program")
+"""Kinds whose answers a model writes."""
+ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
+
+
+@dataclass(frozen=True)
+class Task:
+    """The items of one file."""
+
+    name: str
+    kind: Kind
+    train: list[dict[str, Any]] = field(repr=False)
+    test: list[dict[str, Any]] = field(repr=False)
+
+
+def read_task(path: str, limit: int = 0) -> Task:
+    """A task from a file or a folder; at most `limit` test items (0: all). Raises DataError naming the line."""
+    train: list[dict[str, Any]] = []
+    test: list[dict[str, Any]] = []
+    kinds: dict[Kind, str] = {}
+    for file, split in _files(path):
+        for place, item in _lines(file):
+            kinds.setdefault(_kind(item, place), place)
+            if len(kinds) > 1:
+                found = " and ".join(f"{kind} ({where})" for kind, where in kinds.items())
+                raise DataError(f"{path}: items of different kinds: {found}; make a task of each")
+            (train if split == "train" or item.get("split") == "train" else test).append(item)
+    if not test:
+        raise DataError(f"{path}: no test item")
+    return Task(_stem(path), next(iter(kinds)), train, test[:limit] if limit else test)
+
+
+def shots_for(task: Task, number: int, shots: int, seed: int = 0) -> list[dict[str, Any]]:
+    """The worked examples in front of test item `number`: drawn from the train items, for every item its own.
+
+    Programs have none where the task has no train items (HumanEval). Raises DataError when others have too few.
+    """
+    if task.kind == "program" and not task.train:
+        return []
+    if shots > len(task.train):
+        raise DataError(
+            f"task {task.name}: {shots} shots, but only {len(task.train)} train items; mark items with "
+            '"split": "train", or give a folder with train.jsonl and test.jsonl'
+        )
+    return [task.train[i] for i in np.random.default_rng([seed, number]).permutation(len(task.train))[:shots]]
+
+
+def _files(path: str) -> list[tuple[Path, str]]:
+    """(file, split): one file, or the train and test files of a folder."""
+    if not Path(path).is_dir():
+        return [(Path(path), "")]
+    found = [(Path(path, split + end), split) for split in ("train", "test") for end in ENDINGS]
+    found = [(file, split) for file, split in found if file.is_file()]
+    if not any(split == "test" for _, split in found):
+        raise DataError(f"{path}: a task's folder holds test{' or test'.join(ENDINGS)}, and perhaps train")
+    return found
+
+
+def _stem(path: str) -> str:
+    name = Path(path).name
+    return next((name.removesuffix(end) for end in ENDINGS if name.endswith(end)), Path(path).stem)
+
+
+def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(file.suffix, open)
+    try:
+        with opener(file, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    item = json.loads(line)
+                    if not isinstance(item, dict):
+                        raise DataError(f"{file}:{number}: an object was expected, found {type(item).__name__}")
+                    yield f"{file}:{number}", item
+    except FileNotFoundError:
+        raise DataError(f"{file}: no such task file") from None
+    except json.JSONDecodeError as error:
+        raise DataError(f"{file}:{number}: not JSON: {error}") from None
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, lzma.LZMAError) as error:
+        raise DataError(f"{file}: not a JSONL text file: {error}") from None
+
+
+def _kind(item: dict[str, Any], place: str) -> Kind:
+    """How an item is judged. Raises DataError for one that is of no kind."""
+    if {"prompt", "test", "entry_point"} <= set(item):
+        return "program"
+    if isinstance(item.get("question"), str) and isinstance(item.get("answer"), str):
+        if not any(letter.isdigit() for letter in item["answer"]):
+            raise DataError(f"{place}: the answer of a word problem holds no number: {item['answer'][:80]!r}")
+        return "number"
+    if "prompt" not in item or ("target" not in item and not ("choices" in item and "answer" in item)):
+        raise DataError(
+            f"{place}: needs prompt, and either target, or choices and answer; or question and answer; or prompt, test "
+            f"and entry_point; has {sorted(item)}"
+        )
+    if "choices" not in item:
+        return "cloze"
+    answer, choices = item["answer"], item["choices"]
+    if not isinstance(answer, int) or not isinstance(choices, list) or not 0 <= answer < len(choices):
+        most = len(choices) if isinstance(choices, list) else 0
+        raise DataError(f"{place}: answer {answer!r} of {most} choices; the index of one, from 0, was expected")
+    return "multiple_choice"
