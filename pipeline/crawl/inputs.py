@@ -26,12 +26,19 @@ def check(step: str, path: str | Sequence[str], files: Sequence[File]) -> None:
         raise RecipeError(f"{step}: no file at {path!r}; give a file, a folder or a glob")
     seen: dict[str, str] = {}
     for name, entry in files:
+        if _surrogates(entry.path):
+            raise RecipeError(f"{step}: the name of {entry.path!r} is no UTF-8; rename the file")
         if name in seen:
             raise RecipeError(
                 f"{step}: '{seen[name]}' and '{entry.path}' have the same name '{name}' below their roots, so their "
                 "documents would get the same identity; use one glob with a common root"
             )
         seen[name] = entry.path
+
+
+def _surrogates(path: str) -> bool:
+    """Whether the system's name of a file has bytes that are no UTF-8: neither Arrow nor JSON can say it."""
+    return not path.isascii() and any("\ud800" <= char <= "\udfff" for char in path)
 
 
 def identity(files: Sequence[File]) -> list[Any]:

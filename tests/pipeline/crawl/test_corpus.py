@@ -2,6 +2,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -174,5 +175,8 @@ def test_what_cannot_be_read_is_refused_before_it_starts(tmp_path):
     pq.write_table(pa.table({"content": ["x"]}), tmp_path / "a.parquet")
     with pytest.raises(RecipeError, match="no column 'text'"):
         Corpus(path=str(tmp_path / "a.parquet")).check()
+    (tmp_path / os.fsdecode(b"\xff.jsonl")).write_text("")
+    with pytest.raises(RecipeError, match=r"the name of '.*\\udcff\.jsonl' is no UTF-8; rename the file"):
+        Corpus(path=str(tmp_path / "*.jsonl")).check()
     with pytest.raises(RecipeError, match="no file at"):
         Corpus(path=str(tmp_path / "none.jsonl")).check()
