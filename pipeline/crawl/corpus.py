@@ -107,15 +107,15 @@ class Corpus(Source):
                 ]
             else:
                 tasks.append(task)
-        return tasks
+        return inputs.grouped(tasks)
 
     def read(self, task: dict[str, Any]) -> Iterator[tuple[pa.RecordBatch, Verdict | None]]:
         rows = Rows(DOCUMENT, self.source)
         readers = {"jsonl": self._lines, "parquet": self._parquet, "text": self._text}
-        items = readers.get(task["format"], self._table)(task)
-        for position, content, error in items:
-            self._add(rows, task["key"], position, content, error)
-            yield from rows.full()
+        for file in inputs.each(task):
+            for position, content, error in readers.get(file["format"], self._table)(file):
+                self._add(rows, file["key"], position, content, error)
+                yield from rows.full()
         yield from rows.rest()
 
     def _add(self, rows: Rows, key: str, position: int, content: dict[str, Any] | bytes, error: str | None) -> None:

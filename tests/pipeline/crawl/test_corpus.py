@@ -57,6 +57,18 @@ def test_splitting_a_file_changes_nothing(tmp_path, size):
     assert rows_of(tmp_path, split_bytes=size) == rows_of(tmp_path)
 
 
+def test_very_many_small_files_share_tasks_and_keep_their_identities(tmp_path):
+    for number in range(300):
+        (tmp_path / f"{number:03}.txt").write_text(f"text {number}" if number % 7 else "")
+    (tmp_path / "900.jsonl").write_text("\n".join(lines()) + "\n")
+    apart = [row for number in range(3) for row in rows_of(tmp_path / f"{number}*.txt")]
+    assert len(Corpus(path=str(tmp_path / "0*.txt")).tasks(None)) == 100
+    assert len(Corpus(path=str(tmp_path)).tasks(None)) == 1
+    assert rows_of(tmp_path) == [*apart, *rows_of(tmp_path / "900.jsonl")]
+    (tmp_path / "901.txt").write_text("x" * (1 << 20))
+    assert [len(task["files"]) for task in Corpus(path=str(tmp_path)).tasks(None)] == [301, 1]
+
+
 def test_bad_lines_are_failed_rows_that_name_the_line(tmp_path):
     content = lines(5)
     content[1:4] = ["{broken", "[1, 2]", '{"txt": "x"}']
