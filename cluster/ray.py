@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 from cluster.errors import RunError
@@ -34,20 +36,38 @@ def start(workers: int | None = None) -> int:
             # One thread per worker: libraries that start a thread per core would fight over the same cores.
             threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
             try:
-                ray.init(
-                    address="local",  # without it Ray joins any cluster that somebody has started on this machine
-                    num_cpus=max(2, workers or os.cpu_count() or 1),
-                    include_dashboard=False,
-                    object_store_memory=_SMALL_STORE_BYTES,
-                    runtime_env={"env_vars": {"PYTHONPATH": path, **threads}},
-                    **common,
-                )
+                with _environment({"PYTHONPATH": path, **threads}):
+                    ray.init(
+                        address="local",  # without it Ray joins any cluster that somebody has started on this machine
+                        num_cpus=max(2, workers or os.cpu_count() or 1),
+                        include_dashboard=False,
+                        object_store_memory=_SMALL_STORE_BYTES,
+                        **common,
+                    )
             except Exception as error:
                 raise RunError(
                     f"Ray did not start on this machine: {error}. The usual causes are a full /tmp, too little "
                     "memory or a firewall on loopback; its logs are below /tmp/ray/session_latest/logs"
                 ) from error
     return int(ray.cluster_resources().get("CPU", 1))
+
+
+@contextlib.contextmanager
+def _environment(values: dict[str, str]) -> Iterator[None]:
+    """Variables for the processes that start meanwhile, and theirs.
+
+    Ray's own way, runtime_env, costs each worker's start half a second: an agent makes the environment first.
+    """
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def stop() -> None:

@@ -212,17 +212,23 @@ def find(pattern: str) -> list[tuple[str, Entry]]:
     pattern = absolute(pattern)
     wild = min((pattern.find(c) for c in _WILD if c in pattern), default=-1)
     if wild < 0:
-        if is_s3(pattern):
-            below = [(e.path[len(pattern) + 1 :], e) for e in list_files(pattern)]
-            if below or not exists(pattern):
-                return below
-            return [(posixpath.basename(pattern), entry(pattern))]
-        if os.path.isdir(pattern):
-            return [(e.path[len(pattern) + 1 :], e) for e in list_files(pattern)]
-        return [(os.path.basename(pattern), entry(pattern))] if os.path.exists(pattern) else []
+        return _named(pattern)
     root = pattern[:wild].rpartition("/")[0]
     matches = _glob_regex(pattern)
-    return [(e.path[len(root) + 1 :], e) for e in list_files(root) if matches.fullmatch(e.path)]
+    found = [(e.path[len(root) + 1 :], e) for e in list_files(root) if matches.fullmatch(e.path)]
+    return found or _named(pattern)  # a name may have such a character
+
+
+def _named(path: str) -> list[tuple[str, Entry]]:
+    """The file of this very name, or the files of the folder."""
+    if is_s3(path):
+        below = [(e.path[len(path) + 1 :], e) for e in list_files(path)]
+        if below or not exists(path):
+            return below
+        return [(posixpath.basename(path), entry(path))]
+    if os.path.isdir(path):
+        return [(e.path[len(path) + 1 :], e) for e in list_files(path)]
+    return [(os.path.basename(path), entry(path))] if os.path.exists(path) else []
 
 
 def _glob_regex(pattern: str) -> Any:
@@ -240,11 +246,14 @@ def _glob_regex(pattern: str) -> Any:
             out, i = out + "[^/]", i + 1
         elif pattern[i] == "[" and "]" in pattern[i + 2 :]:
             end = pattern.index("]", i + 2)
-            inner = pattern[i + 1 : end].replace("\\", "\\\\")
+            inner = re.sub(r"([\\\[&~|])", r"\\\1", pattern[i + 1 : end])
             out, i = out + "[" + ("^" + inner[1:] if inner[0] == "!" else inner) + "]", end + 1
         else:
             out, i = out + re.escape(pattern[i]), i + 1
-    return re.compile(out)
+    try:
+        return re.compile(out, re.DOTALL)
+    except re.error as error:
+        raise RecipeError(f"{pattern}: not a glob: {error}") from None
 
 
 def open_read(path: str) -> pa.NativeFile:

@@ -1,7 +1,8 @@
 """A second process that runs the steps of a task which has killed its worker: its death costs one document.
 
-The worker sends batches to the child and bisects those that it does not survive (see process.guarded), so that a
-crash in native code, or a document that never ends, becomes one failed row that names the step and the signal.
+The worker sends batches to the child, and the documents of one that it does not survive each by itself (see
+process.guarded), so that a crash in native code, or a document that never ends, becomes one failed row that names the
+step and the signal.
 """
 
 from __future__ import annotations
@@ -16,15 +17,11 @@ import sys
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING, Any
 
-from pipeline.process import Applied, apply_step
+from pipeline.process import Applied, ChildDied, apply_step
 from pipeline.step import Documents, Step
 
 if TYPE_CHECKING:
     from pipeline.workers import Job
-
-
-class ChildDied(Exception):
-    """The child process ended, or was ended, while it had a batch."""
 
 
 class Child:

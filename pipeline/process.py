@@ -1,7 +1,9 @@
 """The fused per-document steps: batches in, surviving rows out, every other row in the ledger.
 
 A step that raises on a batch is tried on its halves, down to the one document that it cannot take; that document
-fails (quarantined with its bytes and the error) and the rest go on. Steps are pure, so trying again is safe.
+fails (quarantined with its bytes and the error) and the rest go on. Where a batch costs a process (see
+pipeline.careful), its documents are tried one by one: a second process, or a second wait, and no more.
+Steps are pure, so trying again is safe.
 """
 
 from __future__ import annotations
@@ -28,6 +30,10 @@ Call = Callable[[Step, Documents], Applied]
 
 class BrokenStep(RunError):
     """A step broke its contract (wrong number of rows): a defect of the step, not of a document."""
+
+
+class ChildDied(Exception):
+    """The process that had a batch ended, or was ended."""
 
 
 def apply_step(step: Step, docs: Documents) -> Applied:
@@ -74,6 +80,7 @@ def guarded(step: Step, docs: Documents, call: Call) -> tuple[pa.RecordBatch | N
     except CorpusmillError:
         raise
     except Exception as error:
+        size = 1 if isinstance(error, ChildDied) else (len(docs) + 1) // 2
         if len(docs) == 1:
             verdict = Verdict.keep(1)
             verdict.fail(0, _describe(error), reason=type(error).__name__)
@@ -81,9 +88,8 @@ def guarded(step: Step, docs: Documents, call: Call) -> tuple[pa.RecordBatch | N
     else:
         ok = _not_failed(verdict)  # a step may fail documents itself, and gives a row for these too
         return (rows if ok.all() else rows.filter(pa.array(ok)) if ok.any() else None), verdict, scores
-    middle = len(docs) // 2
-    halves = [Documents(docs.batch.slice(0, middle)), Documents(docs.batch.slice(middle))]
-    return _joined([(len(half), *guarded(step, half, call)) for half in halves])
+    parts = [Documents(rows) for rows in batches_of(docs.batch, size)]
+    return _joined([(len(part), *guarded(step, part, call)) for part in parts])
 
 
 def _describe(error: Exception) -> str:

@@ -25,18 +25,22 @@ def data() -> Path:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """A local Ray with two CPUs, ended with the session."""
+def ray_cluster(s3_address: str) -> Iterator[None]:
+    """A local Ray, ended with the session.
+
+    It counts 8 CPUs, whatever the machine has: the trainers' groups of 1, 2 and 3 workers stay from file to file, and
+    two are left for a pipeline. Its processes know where the S3 server of the tests will be.
+    """
     from cluster import ray
 
-    ray.start(2)
+    ray.start(8)
     yield
     ray.stop()
 
 
 @pytest.fixture(scope="session")
-def s3_endpoint() -> Iterator[str]:
-    """URL of an S3 server in a process of its own, with the environment set so that everything uses it.
+def s3_address() -> Iterator[str]:
+    """URL where the S3 server is or will be, with the environment set so that everything uses it.
 
     CORPUSMILL_TEST_S3 names another server (a Ceph gateway, MinIO) to test against, with the AWS_* variables set.
     """
@@ -45,16 +49,7 @@ def s3_endpoint() -> Iterator[str]:
         return
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    url = f"http://127.0.0.1:{port}"
-    for _ in range(200):
-        try:
-            urllib.request.urlopen(url + "/moto-api/", timeout=1)
-            break
-        except OSError:
-            time.sleep(0.1)
+        url = f"http://127.0.0.1:{probe.getsockname()[1]}"
     mine = {
         "AWS_ENDPOINT_URL": url,
         "AWS_ACCESS_KEY_ID": "test",
@@ -65,13 +60,31 @@ def s3_endpoint() -> Iterator[str]:
     before = {name: os.environ.get(name) for name in mine}
     os.environ.update(mine)
     yield url
-    server.terminate()
-    server.wait()
     for name, value in before.items():
         if value is None:
             os.environ.pop(name)
         else:
             os.environ[name] = value
+
+
+@pytest.fixture(scope="session")
+def s3_endpoint(s3_address: str) -> Iterator[str]:
+    """URL of an S3 server in a process of its own."""
+    if os.environ.get("CORPUSMILL_TEST_S3"):
+        yield s3_address
+        return
+    port = s3_address.rpartition(":")[2]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", port]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    for _ in range(200):
+        try:
+            urllib.request.urlopen(s3_address + "/moto-api/", timeout=1)
+            break
+        except OSError:
+            time.sleep(0.1)
+    yield s3_address
+    server.terminate()
+    server.wait()
 
 
 @pytest.fixture

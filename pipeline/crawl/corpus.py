@@ -8,8 +8,6 @@ import io
 import itertools
 import json
 import lzma
-import re
-import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -17,8 +15,9 @@ import pyarrow as pa
 from pydantic import Field
 
 from cluster import storage
-from cluster.errors import DataError, RecipeError, nearest
-from pipeline.crawl import inputs
+from cluster.errors import RecipeError, nearest
+from pipeline.crawl import inputs, parquet
+from pipeline.crawl.damage import DAMAGED, is_damage
 from pipeline.crawl.rows import Rows, timestamp
 from pipeline.schema import DOCUMENT, Row, document_id
 from pipeline.step import Source, Verdict
@@ -31,8 +30,7 @@ _FORMATS = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl", "parquet": "pa
 _FORMATS |= {"csv": "csv", "tsv": "tsv"}
 
 
-_DAMAGE = re.compile("inflate|decompress|Truncated|Invalid data stream|CRC|zlib|ZSTD", re.I)
-"""How decompressors complain; any other OSError is the storage's and is raised."""
+_PIECE = 1 << 20
 
 
 class Corpus(Source):
@@ -40,7 +38,8 @@ class Corpus(Source):
 
     The first line of a CSV or TSV file names its columns; quoted fields may hold line ends (RFC 4180).
 
-    A line that is no JSON object, or has no text, is a failed row that names the line. Large plain JSONL files are
+    A line that is no JSON object, or has no text, is a failed row that names the line; so is damage in a compressed or
+    Parquet file, with what it costs. Large plain JSONL files are
     read in byte ranges and Parquet files by row groups; identities come from the byte offset or row number in the
     file and do not depend on the split.
     """
@@ -74,11 +73,8 @@ class Corpus(Source):
                 )
         entry = files[0][1]
         if self._format(entry.path) == "parquet":
-            import pyarrow.parquet as pq
-
-            with storage.open_read(entry.path) as stream:
-                names = pq.ParquetFile(stream).schema_arrow.names
-            if self.text_field.partition(".")[0] not in names:
+            names = parquet.columns(entry.path)
+            if names is not None and self.text_field.partition(".")[0] not in names:
                 raise RecipeError(
                     f"crawl.corpus: '{entry.path}' has no column '{self.text_field}'{nearest(self.text_field, names)}"
                 )
@@ -102,7 +98,7 @@ class Corpus(Source):
         for key, entry in self._files():
             task = {"path": entry.path, "key": key, "bytes": entry.size, "format": self._format(entry.path)}
             if task["format"] == "parquet":
-                tasks += [task | piece for piece in self._row_group_pieces(entry.path)]
+                tasks += [task | piece for piece in parquet.pieces(entry.path, self.split_bytes)]
             elif task["format"] == "jsonl" and _compression(entry.path) is None:
                 edges = [*range(0, max(entry.size, 1), self.split_bytes), entry.size]
                 tasks += [
@@ -111,33 +107,15 @@ class Corpus(Source):
                 ]
             else:
                 tasks.append(task)
-        return tasks
-
-    def _row_group_pieces(self, path: str) -> list[dict[str, Any]]:
-        import pyarrow.parquet as pq
-
-        with storage.open_read(path) as stream:
-            meta = pq.ParquetFile(stream).metadata
-            sizes = [meta.row_group(i).total_byte_size for i in range(meta.num_row_groups)]
-            counts = [meta.row_group(i).num_rows for i in range(meta.num_row_groups)]
-        pieces: list[dict[str, Any]] = []
-        first_row = 0
-        for group, (size, rows) in enumerate(zip(sizes, counts, strict=True)):
-            if pieces and pieces[-1]["bytes"] + size <= self.split_bytes:
-                pieces[-1]["groups"].append(group)
-                pieces[-1]["bytes"] += size
-            else:
-                pieces.append({"groups": [group], "first_row": first_row, "bytes": size})
-            first_row += rows
-        return pieces
+        return inputs.grouped(tasks)
 
     def read(self, task: dict[str, Any]) -> Iterator[tuple[pa.RecordBatch, Verdict | None]]:
         rows = Rows(DOCUMENT, self.source)
         readers = {"jsonl": self._lines, "parquet": self._parquet, "text": self._text}
-        items = readers.get(task["format"], self._table)(task)
-        for position, content, error in items:
-            self._add(rows, task["key"], position, content, error)
-            yield from rows.full()
+        for file in inputs.each(task):
+            for position, content, error in readers.get(file["format"], self._table)(file):
+                self._add(rows, file["key"], position, content, error)
+                yield from rows.full()
         yield from rows.rest()
 
     def _add(self, rows: Rows, key: str, position: int, content: dict[str, Any] | bytes, error: str | None) -> None:
@@ -163,22 +141,31 @@ class Corpus(Source):
             "text": body.encode("utf-8", "replace").decode() if not _is_utf8(body) else body,
         }
         if not isinstance(text, str):
-            found = "no field" if text is None else f"a {type(text).__name__} in field"
-            names = nearest(self.text_field, content) if text is None else ""
-            rows.add(
-                row,
-                reason="no_text_field",
-                error=f"{key}, the document at {position}: {found} '{self.text_field}'{names}",
-            )
+            rows.add(row, reason="no_text_field", error=f"{key}, the document at {position}: {self._missing(content)}")
         else:
             rows.add(row, reason=None if body.strip() else "empty")
+
+    def _missing(self, content: dict[str, Any]) -> str:
+        """What is there instead of a text."""
+        holder, _, name = self.text_field.rpartition(".")
+        inside = _reach(content, holder) if holder else content
+        if not isinstance(inside, dict) or name not in inside:
+            return f"no field '{self.text_field}'{nearest(self.text_field, content)}"
+        value = inside[name]
+        if isinstance(value, bytes):
+            return f"field '{self.text_field}' holds bytes that are no UTF-8"
+        return f"field '{self.text_field}' holds " + ("null" if value is None else f"a {type(value).__name__}, no text")
 
     def _lines(self, task: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any] | bytes, str | None]]:
         start, end = task.get("start", 0), task.get("end")
         with _open(task["path"]) as stream:
             for offset, line in _lines_between(stream, start, end, self.max_document_bytes):
-                if line is None:
-                    yield offset, b"", f"the compressed stream is damaged {offset} bytes in; what follows is lost"
+                if isinstance(line, Exception):
+                    yield (
+                        offset,
+                        b"",
+                        f"the compressed stream is damaged {offset} bytes in, what follows is lost: {line}",
+                    )
                     return
                 where = f"byte {offset}"
                 if not line.strip():
@@ -197,21 +184,9 @@ class Corpus(Source):
                     yield offset, line, f"the line at {where} is a JSON {type(content).__name__}, not an object"
 
     def _parquet(self, task: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any] | bytes, str | None]]:
-        import pyarrow.parquet as pq
-
         fields = (self.text_field, self.id_field, self.url_field, self.date_field, self.title_field)
         wanted = {f.partition(".")[0] for f in (*fields, self.language_field, self.source_field) if f}
-        with storage.open_read(task["path"]) as stream:
-            try:
-                file = pq.ParquetFile(stream)
-            except pa.ArrowException as error:
-                raise DataError(f"{task['path']}: not a Parquet file: {error}") from None
-            columns = [name for name in file.schema_arrow.names if name in wanted]
-            number = task["first_row"]
-            for batch in file.iter_batches(batch_size=1024, row_groups=task["groups"], columns=columns):
-                for content in batch.to_pylist():
-                    yield number, content, None
-                    number += 1
+        yield from parquet.rows_of(task, wanted)
 
     def _table(self, task: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any] | bytes, str | None]]:
         from pipeline.crawl.table import rows_of
@@ -222,14 +197,22 @@ class Corpus(Source):
     def _text(self, task: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any] | bytes, str | None]]:
         from pipeline.extract.encoding import decode
 
-        with _open(task["path"]) as stream:
-            data = stream.read(self.max_document_bytes + 1)
+        data = bytearray()
+        try:
+            with _open(task["path"]) as stream:
+                while len(data) <= self.max_document_bytes and (piece := stream.read(_PIECE)):
+                    data += piece
+        except DAMAGED as error:
+            if not is_damage(error):
+                raise
+            yield 0, bytes(data[:1024]), f"the compressed stream is damaged {len(data)} bytes in: {error}"
+            return
         if len(data) > self.max_document_bytes:
-            yield 0, data[:1024], f"the file is longer than {self.max_document_bytes} bytes"
+            yield 0, bytes(data[:1024]), f"the file is longer than {self.max_document_bytes} bytes"
             return
         content: dict[str, Any] = {}
         for part in reversed(self.text_field.split(".")):
-            content = {part: content or decode(data)[0]}
+            content = {part: content or decode(bytes(data))[0]}
         yield 0, content, None
 
 
@@ -246,10 +229,10 @@ def _open(path: str) -> Any:
     return io.BufferedReader(pa.CompressedInputStream(raw, compression) if compression else raw, 1 << 18)
 
 
-def _lines_between(stream: Any, start: int, end: int | None, longest: int) -> Iterator[tuple[int, bytes | None]]:
+def _lines_between(stream: Any, start: int, end: int | None, longest: int) -> Iterator[tuple[int, bytes | Exception]]:
     """(offset, line) of the lines that begin in [start, end); a longer line comes cut at `longest` + 1 bytes.
 
-    The line None stands for damage in the compressed stream, and is the last.
+    Damage in the compressed stream stands in place of a line, and is the last.
     """
     at = start
     if start:
@@ -268,10 +251,10 @@ def _lines_between(stream: Any, start: int, end: int | None, longest: int) -> It
             at += len(line)
             while not piece.endswith(b"\n") and (piece := stream.readline(1 << 20)):
                 at += len(piece)
-        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-            if isinstance(error, OSError) and not _DAMAGE.search(str(error)):
+        except DAMAGED as error:
+            if not is_damage(error):
                 raise
-            yield offset, None
+            yield offset, error
             return
         yield offset, line
 
@@ -286,6 +269,8 @@ def _reach(content: dict[str, Any], path: str | None) -> Any:
 def _text_or_none(value: Any) -> str | None:
     if value is None or value == "":
         return None
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", "replace")
     text = value.isoformat() if hasattr(value, "isoformat") else str(value)
     return text if _is_utf8(text) else text.encode("utf-8", "replace").decode()
 

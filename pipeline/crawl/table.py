@@ -5,10 +5,10 @@ from __future__ import annotations
 import codecs
 import csv
 import io
-import lzma
-import zlib
 from collections.abc import Iterator
 from typing import Any
+
+from pipeline.crawl.damage import DAMAGED, is_damage
 
 _MOST_BROKEN = 1024
 
@@ -55,7 +55,9 @@ def rows_of(stream: Any, delimiter: str, longest: int) -> Iterator[tuple[int, di
             number += 1
             yield number, b"", f"row {number}: {error}"
             continue
-        except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
+        except DAMAGED as error:
+            if not is_damage(error):
+                raise
             yield number + 1, b"", f"the compressed stream is damaged behind row {number}: {error}"
             return
         if names is None:

@@ -52,15 +52,16 @@ class Warc(Source):
         return inputs.identity(self._files())
 
     def tasks(self, stage: StageRun) -> list[dict[str, Any]]:
-        return [{"path": entry.path, "key": key, "bytes": entry.size} for key, entry in self._files()]
+        return inputs.grouped([{"path": entry.path, "key": key, "bytes": entry.size} for key, entry in self._files()])
 
     def read(self, task: dict[str, Any]) -> Iterator[tuple[pa.RecordBatch, Verdict | None]]:
         rows, limit = Rows(RECORD, self.source), self.max_record_bytes
-        earlier = Revisits() if self.revisits == "resolve" else None
-        with remote.open_read(task["path"]) as stream:
-            for record in records(stream, max_bytes=limit + 1):
-                add_capture(
-                    rows, task["key"], record, content_types=self.content_types, max_bytes=limit, earlier=earlier
-                )
-                yield from rows.full()
+        for file in inputs.each(task):
+            earlier = Revisits() if self.revisits == "resolve" else None
+            with remote.open_read(file["path"]) as stream:
+                for record in records(stream, max_bytes=limit + 1):
+                    add_capture(
+                        rows, file["key"], record, content_types=self.content_types, max_bytes=limit, earlier=earlier
+                    )
+                    yield from rows.full()
         yield from rows.rest()

@@ -6,7 +6,6 @@ import bz2
 import gzip
 import io
 import lzma
-import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import quote
@@ -16,6 +15,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from pipeline.crawl import inputs, remote
+from pipeline.crawl.damage import DAMAGED, is_damage
 from pipeline.crawl.rows import Rows, timestamp
 from pipeline.schema import DOCUMENT, Row, document_id
 from pipeline.step import Source, Verdict
@@ -142,11 +142,8 @@ def pages_of(stream: Any, longest: int) -> Iterator[tuple[dict[str, str], str | 
             yield from ((found, None) for found in pages)
             pages.clear()
         parser.Parse(b"", True)
-    except (expat.ExpatError, ValueError, EOFError, lzma.LZMAError, zlib.error) as error:
-        yield from ((found, None) for found in pages)
-        yield {}, f"the dump is damaged here, what follows is lost: {error}"
-    except OSError as error:
-        if error.errno is not None:  # the storage's; decompressors give none
+    except (expat.ExpatError, ValueError, *DAMAGED) as error:
+        if not isinstance(error, (expat.ExpatError, ValueError)) and not is_damage(error):
             raise
         yield from ((found, None) for found in pages)
         yield {}, f"the dump is damaged here, what follows is lost: {error}"

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pytest
 
 from cluster import storage
+from cluster.errors import RecipeError
 from pipeline import shards
 
 
@@ -76,6 +77,16 @@ def test_parquet_shards_round_trip(folder: str) -> None:
     read = list(shards.read({"file": path, "rows": 2500}, batch_documents=1000))
     assert [b.num_rows for b in read] == [1000, 1000, 500]
     assert pa.Table.from_batches(read).equals(pa.Table.from_batches([batch]))
+
+
+def test_names_with_the_characters_of_a_glob_are_found(folder: str) -> None:
+    for name in ("x/[1] a.txt", "x/b&&c[.txt", "x/d #.txt"):
+        storage.write_bytes(f"{folder}/{name}", b"x")
+    assert [n for n, _ in storage.find(f"{folder}/x/[1] a.txt")] == ["[1] a.txt"]
+    assert [n for n, _ in storage.find(f"{folder}/x/[[&]*.txt")] == ["[1] a.txt"]
+    assert len(storage.find(f"{folder}/**.txt")) == 3
+    with pytest.raises(RecipeError, match="not a glob: bad character range"):
+        storage.find(f"{folder}/[z-a]")
 
 
 def test_a_writable_folder_is_proved_by_writing(folder: str) -> None:

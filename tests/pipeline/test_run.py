@@ -20,11 +20,12 @@ from steps.total import Total
 from worker_processes import KillOnce
 
 from cluster.errors import RunError
+from pipeline.process import Applied, ChildDied, guarded
 from pipeline.progress import Console
 from pipeline.recipe import Recipe
 from pipeline.run import RunReport, run
 from pipeline.shards import content_hash
-from pipeline.step import Documents, Transform, Verdict
+from pipeline.step import Documents, Step, Transform, Verdict
 from pipeline.why import why
 
 QUIET = Console(quiet=True)
@@ -189,6 +190,23 @@ def test_a_document_that_ends_or_holds_up_its_worker_costs_only_itself(
     assert report.stages[0]["kept"] == 199
     lines, _ = why(str(tmp_path), "http://example.org/f001/7")
     assert any(("SIGKILL" if kind == "kill" else "took longer than document_timeout_s=1.5") in line for line in lines)
+
+
+def test_a_document_that_ends_its_process_ends_two_and_its_neighbours_are_done() -> None:
+    batch = pa.RecordBatch.from_pydict({"text": [f"document {i}" for i in range(32)]})
+    deaths: list[int] = []
+
+    def call(step: Step, docs: Documents) -> Applied:
+        if "document 17" in docs.column("text").to_pylist():
+            deaths.append(len(docs))
+            raise ChildDied("SIGSEGV")
+        return docs.batch, Verdict.keep(len(docs)), {}
+
+    rows, verdict, _ = guarded(Poison(), Documents(batch), call)
+    assert deaths == [32, 1]
+    assert rows is not None
+    assert rows.equals(pa.concat_batches([batch.slice(0, 17), batch.slice(18)]))
+    assert [i for i, reason in enumerate(verdict.reason) if reason is not None] == [17]
 
 
 def test_too_many_failures_fail_the_run_and_say_so(tmp_path: Path) -> None:

@@ -175,9 +175,9 @@ def local_ray(ray_cluster):
     """The session's Ray."""
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def crew(local_ray):
-    """Workers that stay for all tests of a file that do not need fresh processes."""
+    """Workers that stay for all tests that do not need fresh processes: importing torch and the rest takes seconds."""
     from trainers.workers import Crew
 
     with Crew() as one:

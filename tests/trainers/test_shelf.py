@@ -1,9 +1,5 @@
 """Checkpoints become visible whole or not at all, on a disk and in a bucket, and runs resume from both."""
 
-import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,17 +7,7 @@ import pytest
 from cluster import storage
 from trainers import shelf
 from trainers.log import read_metrics
-
-ROOT = Path(__file__).parents[2]
-
-TRAIN = """
-import json, sys
 from trainers.train import train
-from trainers.workers import Crew
-with Crew() as crew:
-    for recipe, out in json.load(open(sys.argv[1])):
-        train(recipe, out, crew=crew)
-"""
 
 
 @pytest.fixture(params=["disk", "bucket"])
@@ -57,21 +43,17 @@ def test_a_half_removed_checkpoint_is_none(bucket):
 
 
 def test_a_run_whose_checkpoints_lie_in_a_bucket_resumes_there_and_keeps_what_it_should(
-    recipe, packed, tmp_path, bucket
+    recipe, packed, tmp_path, bucket, crew
 ):
     base = recipe(workers=2, checkpoint_every=1, keep=2, export=False)
     kept = f"{bucket}/run"
 
-    def run(*jobs):
-        (tmp_path / "jobs.json").write_text(json.dumps([(job, str(tmp_path / out)) for job, out in jobs]))
-        command = [sys.executable, "-c", TRAIN, str(tmp_path / "jobs.json")]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
-        assert done.returncode == 0, done.stderr
-        return [{x["step"]: x["loss"] for x in read_metrics(str(tmp_path / out)) if "loss" in x} for _, out in jobs]
+    def run(job, out):
+        train(job, str(tmp_path / out), crew=crew)
+        return {x["step"]: x["loss"] for x in read_metrics(str(tmp_path / out)) if "loss" in x}
 
-    disk, s3 = run((base, "disk"), ({**base, "checkpoints": kept}, "s3"))
-    assert disk == s3
+    disk = run(base, "disk")
+    assert run({**base, "checkpoints": kept}, "s3") == disk
     names = [f"step-{step:08d}" for step in (5, 6, 7, 8)]  # 6 is the corner, 8 the final one
     assert [path.rpartition("/")[2] for path in shelf.published(kept)] == names
     assert [Path(path).name for path in shelf.published(str(tmp_path / "disk/checkpoints"))] == names
@@ -81,7 +63,7 @@ def test_a_run_whose_checkpoints_lie_in_a_bucket_resumes_there_and_keeps_what_it
     storage.delete(f"{kept}/step-00000007/{shelf.ABOUT}")
     branch = {**base, "steps": 2, "schedule": {"rate": 1e-2}, "continue": {"run": kept, "at": "corner"}}
     del branch["model"]
-    again, other = run(({**base, "checkpoints": kept}, "again"), (branch, "branch"))
+    again = run({**base, "checkpoints": kept}, "again")
     assert again == {step: loss for step, loss in disk.items() if step > 6}
-    assert len(other) == 2
+    assert len(run(branch, "branch")) == 2
     assert [path.rpartition("/")[2] for path in shelf.published(kept)] == names

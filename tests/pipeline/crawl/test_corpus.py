@@ -2,6 +2,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -56,6 +57,18 @@ def test_splitting_a_file_changes_nothing(tmp_path, size):
     assert rows_of(tmp_path, split_bytes=size) == rows_of(tmp_path)
 
 
+def test_very_many_small_files_share_tasks_and_keep_their_identities(tmp_path):
+    for number in range(300):
+        (tmp_path / f"{number:03}.txt").write_text(f"text {number}" if number % 7 else "")
+    (tmp_path / "900.jsonl").write_text("\n".join(lines()) + "\n")
+    apart = [row for number in range(3) for row in rows_of(tmp_path / f"{number}*.txt")]
+    assert len(Corpus(path=str(tmp_path / "0*.txt")).tasks(None)) == 100
+    assert len(Corpus(path=str(tmp_path)).tasks(None)) == 1
+    assert rows_of(tmp_path) == [*apart, *rows_of(tmp_path / "900.jsonl")]
+    (tmp_path / "901.txt").write_text("x" * (1 << 20))
+    assert [len(task["files"]) for task in Corpus(path=str(tmp_path)).tasks(None)] == [301, 1]
+
+
 def test_bad_lines_are_failed_rows_that_name_the_line(tmp_path):
     content = lines(5)
     content[1:4] = ["{broken", "[1, 2]", '{"txt": "x"}']
@@ -97,6 +110,76 @@ def test_text_files_are_one_document_each(tmp_path):
     assert [row["text"] for row in rows_of(tmp_path)] == ["first", "second"]
 
 
+def damaged(name, data):
+    """The data compressed as the file's name says, and without their second half."""
+    pack = {"gz": gzip.compress, "xz": lzma.compress, "bz2": bz2.compress}.get(name.rpartition(".")[2])
+    packed = pack(data) if pack else pa.compress(data, "zstd", asbytes=True)
+    return packed[: len(packed) // 2]
+
+
+@pytest.mark.parametrize("name", ["a.txt.gz", "a.txt.xz", "a.txt.bz2", "a.txt.zst", "a.csv.gz", "a.jsonl.zst"])
+def test_damaged_and_misnamed_files_cost_themselves_and_no_others(tmp_path, name):
+    data = "\n".join(lines()).encode()
+    (tmp_path / name).write_bytes(damaged(name, data))
+    (tmp_path / f"b{name}").write_bytes(data)  # not compressed at all
+    (tmp_path / "c.txt").write_text("whole")
+    rows = rows_of(tmp_path)
+    assert rows[-1]["text"] == "whole"
+    failed = [row["error"].partition(",")[0] for row in rows if "is damaged" in (row["error"] or "")]
+    assert failed == [name, f"b{name}"]
+
+
+def test_bytes_behind_a_gzip_member_lose_nothing(tmp_path):
+    packed = gzip.compress(("\n".join(lines(20)) + "\n").encode())
+    (tmp_path / "a.jsonl.gz").write_bytes(packed + b"no gzip member")
+    assert [row["reason"] for row in rows_of(tmp_path)] == [None] * 20 + ["bad_line"]
+
+
+def test_a_damaged_row_group_costs_its_rows_and_a_file_that_is_no_parquet_one(tmp_path):
+    table = pa.table({"text": [f"text {i} " + "x" * (i % 97) for i in range(400)]})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=100)
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    start = pq.read_metadata(tmp_path / "a.parquet").row_group(2).column(0).dictionary_page_offset
+    data[start : start + 60] = b"\xff" * 60
+    (tmp_path / "a.parquet").write_bytes(data)
+    (tmp_path / "b.parquet").write_bytes(data[: len(data) // 2])
+    (tmp_path / "c.parquet").write_bytes(b"")
+    rows = rows_of(tmp_path)
+    assert rows == rows_of(tmp_path, split_bytes=1024)
+    assert [row["text"].split()[1] for row in rows if row["reason"] is None] == [
+        str(i) for i in range(400) if not 200 <= i < 300
+    ]
+    errors = [row["error"] for row in rows if row["reason"] is not None]
+    assert errors[0].startswith("a.parquet, rows 200 to 299 cannot be read, row group 2 is damaged")
+    assert ["not a whole Parquet file" in error for error in errors[1:]] == [True, True]
+
+
+def test_parquet_of_other_writers_is_read_as_what_it_means(tmp_path):
+    texts = ["one", "zwölf", "三"]
+    offsets = pa.py_buffer(b"".join(i.to_bytes(4, "little") for i in (0, 2, 5, 8)))
+    broken = pa.Array.from_buffers(pa.string(), 3, [None, offsets, pa.py_buffer(b"\xff\xfeone\xe4\xb8\x89")])
+    kinds = [pa.string(), pa.large_string(), pa.string_view(), pa.binary(), pa.large_binary()]
+    for number, kind in enumerate(kinds):
+        column = pa.array([text.encode() for text in texts]).cast(kind)
+        pq.write_table(pa.table({"text": column}), tmp_path / f"{number}.parquet")
+    pq.write_table(pa.table({"text": pa.array(texts).dictionary_encode()}), tmp_path / "5.parquet")
+    pq.write_table(pa.table({"text": broken}), tmp_path / "6.parquet")
+    pq.ParquetWriter(tmp_path / "7.parquet", pa.schema([("text", pa.string())])).close()  # no row group
+    dates = pa.array([1_700_000_000_123_456_789, None, 0], pa.timestamp("ns"))
+    pq.write_table(pa.table({"text": texts, "date": dates}), tmp_path / "8.parquet")
+    pq.write_table(pa.table({"text": ["x"], "date": pa.array([2**62], pa.timestamp("us"))}), tmp_path / "9.parquet")
+    pq.write_table(pa.table({"text": [None, "y"]}), tmp_path / "n.parquet")
+    rows = rows_of(tmp_path)
+    assert [row["text"] for row in rows[:18]] == texts * 6
+    assert [(row["text"], row["reason"]) for row in rows[18:21]] == [("", "no_text_field"), ("one", None), ("三", None)]
+    assert "bytes that are no UTF-8" in rows[18]["error"]
+    assert [row["date"] and row["date"].isoformat() for row in rows[21:25]] == [
+        "2023-11-14T22:13:20+00:00", None, "1970-01-01T00:00:00+00:00", None,
+    ]  # fmt: skip
+    assert "holds null" in rows[25]["error"]
+    assert rows[26]["text"] == "y"
+
+
 def test_what_cannot_be_read_is_refused_before_it_starts(tmp_path):
     (tmp_path / "a.bin").write_bytes(b"x")
     with pytest.raises(RecipeError, match="cannot tell the format"):
@@ -104,5 +187,8 @@ def test_what_cannot_be_read_is_refused_before_it_starts(tmp_path):
     pq.write_table(pa.table({"content": ["x"]}), tmp_path / "a.parquet")
     with pytest.raises(RecipeError, match="no column 'text'"):
         Corpus(path=str(tmp_path / "a.parquet")).check()
+    (tmp_path / os.fsdecode(b"\xff.jsonl")).write_text("")
+    with pytest.raises(RecipeError, match=r"the name of '.*\\udcff\.jsonl' is no UTF-8; rename the file"):
+        Corpus(path=str(tmp_path / "*.jsonl")).check()
     with pytest.raises(RecipeError, match="no file at"):
         Corpus(path=str(tmp_path / "none.jsonl")).check()
