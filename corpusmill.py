@@ -10,6 +10,8 @@ import os
 import sys
 from collections.abc import Sequence
 
+FEEDBACK = ("judge", "select", "rlaif", "spin", "self_rewarding", "self_instruct", "evol_instruct")
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Parse the command line and call the verb. The exit code."""
@@ -59,15 +61,15 @@ def _parser() -> argparse.ArgumentParser:
             help="change a setting: filters.gopher_quality.min_words=80, workers=4, …",
         )  # fmt: skip
 
-    made = verb("plan", _plan, "show a recipe's stages, and refuse what cannot work, without starting anything")
+    made = verb("plan", _plan, "show what any recipe would do, and refuse what cannot work, without starting anything")
     recipe_options(made)
-    made.add_argument("--out", help="say which stages are already finished in this run's folder")
+    made.add_argument("--out", help="corpus recipes: say which stages are already finished in this run's folder")
 
     made = verb("run", _run, "execute a corpus recipe; the same command again continues")
     recipe_options(made)
     made.add_argument("--out", required=True, help="the run's folder, local or s3://")
     made.add_argument("--workers", help="processes (overrides the recipe): auto, a number, 0 for none")
-    made.add_argument("--quiet", action="store_true")
+    made.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
     made = verb("why", _why, "what became of a document: the step and reason that removed it, or its packed row")
     made.add_argument("run", help="a run's folder")
@@ -77,8 +79,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("run", help="a run's folder")
     made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments", required=True)
 
-    made = verb("steps", _steps, "list the steps that recipes can name; with a name, its settings")
-    made.add_argument("name", nargs="?")
+    made = verb("steps", _steps, "list the steps and training blocks that recipes can name; with a name, its settings")
+    made.add_argument("name", nargs="?", help="filters.gopher_quality, train, train.engine, trainer.ppo, …")
 
     made = verb("train", _train, "train a model by a training recipe; the same command again continues")
     recipe_options(made)
@@ -128,7 +130,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments")
 
     made = verb("feedback", _feedback, "judge, choose among or synthesise answers, and loops that learn from them")
-    made.add_argument("action", choices=["judge", "select", "rlaif", "spin", "self_rewarding", "self_instruct"])
+    made.add_argument("action", choices=FEEDBACK)
     recipe_options(made)
     made.add_argument("--out", required=True, help="folder; the same command again continues")
 
@@ -138,6 +140,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from cluster.settings import command_for, read_yaml
+
+    command = command_for(read_yaml(options.recipe))
+    if command != "run":
+        from trainers import plan as training
+
+        print("\n".join(training.told(options.recipe, command, options.assignments)))
+        return 0
     from cluster import storage
     from pipeline import recipe
     from pipeline.plan import plan
@@ -189,16 +199,23 @@ def _whatif(options: argparse.Namespace) -> int:
 
 def _steps(options: argparse.Namespace) -> int:
     from pipeline import recipe
+    from trainers import plan as training
 
     if options.name is None:
-        for name, summary in recipe.step_docs().items():
+        for name, summary in {**recipe.step_docs(), **training.part_docs()}.items():
             print(f"{name:<28} {summary}")
         return 0
-    step = recipe.step_class(options.name, "steps")
-    print(f"{options.name}: {step.takes} → {step.gives}\n\n{(step.__doc__ or '').strip()}\n")
-    for name, field in step.model_fields.items():
+    if options.name in training.PARTS:
+        block = training.settings_of(options.name)
+        print(f"{options.name}\n\n{(block.__doc__ or '').strip()}\n")
+        fields = block.model_fields
+    else:
+        step = recipe.step_class(options.name, "steps", training.PARTS)
+        print(f"{options.name}: {step.takes} → {step.gives}\n\n{(step.__doc__ or '').strip()}\n")
+        fields = step.model_fields
+    for name, field in fields.items():
         default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        print(f"  {name:<22} {default:<16} {field.description or ''}")
+        print(f"  {field.alias or name:<22} {default:<16} {field.description or ''}")
     return 0
 
 

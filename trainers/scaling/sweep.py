@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from cluster.errors import RecipeError
-from cluster.settings import Settings, assign, make, read_yaml
+from cluster.settings import Settings, assign, make, read_yaml, refuse_other
 from trainers.page import plot
 from trainers.recipe import TrainRecipe, from_mapping
 from trainers.scaling.law import Law
@@ -64,6 +64,7 @@ class Sweep(Settings):
 def load_sweep(path: str, changes: Sequence[str] = ()) -> Sweep:
     """The sweep in a YAML file with `path.to.field=value` changes applied. Raises RecipeError."""
     raw = read_yaml(path)
+    refuse_other(raw, path, "scale sweep")
     for change in changes:
         assign(raw, change)
     made = make(Sweep, raw, path)
