@@ -177,7 +177,7 @@ def _run(options: argparse.Namespace) -> int:
     report = run(made, options.out, console=console, recipe_name=options.recipe)
     if not options.quiet:
         print("\n".join(["", *funnel(report.stages), ""]))
-        for name, path in report.outputs.items():
+        for name, path in {**report.outputs, "report": f"{options.out.rstrip('/')}/report.html"}.items():
             print(f"{name:<10} {path}")
     return 0
 
@@ -229,13 +229,14 @@ def _train(options: argparse.Namespace) -> int:
     if is_chain(options.recipe):
         stages = load_chain(options.recipe, options.assignments, options.out)
         train_chain(stages, options.out, Console())
-        print(f"report     {options.out}/report.md")
+        print(f"report     {options.out}/report.html")
         return 0
     report = train(load_recipe(options.recipe, options.assignments), options.out, console=Console())
     print(f"loss {report.first_loss:.4f} → {report.last_loss:.4f} in {report.steps} steps, {report.tokens:,} tokens")
     print(f"checkpoint {report.checkpoint}")
     if report.export:
         print(f"model      {report.export}")
+    print(f"report     {options.out}/report.html")
     return 0
 
 

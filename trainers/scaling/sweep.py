@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from cluster.errors import RecipeError
+from cluster.page import document, table
 from cluster.settings import Settings, assign, make, read_yaml, refuse_other
 from trainers.page import plot
 from trainers.recipe import TrainRecipe, from_mapping
@@ -160,12 +161,15 @@ def _page(result: Mapping[str, Any]) -> str:
     larger = [result["larger"]] if "larger" in result else []
     for point in [*result["points"], *larger]:
         n, d, loss = point["parameters"], point["tokens"], point["loss"]
-        curves.setdefault(f"{n / 1e6:.0f}M", []).append((d, loss))
+        curves.setdefault(f"{n / 1e6:.3g}M parameters", []).append((d, loss))
         said = float(law.loss(n, d))
-        rows.append(f"<tr><td>{n:,}<td>{d:,}<td>{loss:.4f}<td>{said:.4f}<td>{said / loss - 1:+.2%}")
+        rows.append(
+            f"<tr><td class=n>{n:,}<td class=n>{d:,}<td class=n>{loss:.4f}<td class=n>{said:.4f}"
+            f"<td class=n>{said / loss - 1:+.2%}"
+        )
     spread = result["fit"]["intervals"]
     coefficients = [
-        f"<tr><td>{name}<td>{value:.5g}<td>{spread[name][0]:.5g} to {spread[name][1]:.5g}"
+        f"<tr><td>{name}<td class=n>{value:.5g}<td class=n>{spread[name][0]:.5g} to {spread[name][1]:.5g}"
         for name, value in result["fit"]["law"].items()
     ]
     told = ""
@@ -175,12 +179,12 @@ def _page(result: Mapping[str, Any]) -> str:
             f"<p>Predicted {result['predicted']:.4f} ({low:.4f} to {high:.4f}), measured {result['measured']:.4f}: "
             f"off by {result['error']:+.2%}.</p>"
         )
-    style = "body{font:15px/1.5 sans-serif;max-width:1040px;margin:2em auto}td,th{padding:.2em .8em;text-align:right}"
-    head = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>scaling sweep</title><style>{style}</style>'
-    runs = f"<table><tr><th>parameters<th>tokens<th>held-out loss<th>law<th>off{''.join(rows)}</table>"
-    fitted = f"<table><tr><th>coefficient<th>value<th>95 %{''.join(coefficients)}</table>"
-    shown = plot("held-out loss against tokens", curves, logarithmic=True)
-    return f"{head}<h1>Scaling sweep</h1>{told}{shown}<h2>Runs</h2>{runs}<h2>L = E + A/N^α + B/D^β</h2>{fitted}"
+    right = "<th class=n>"
+    runs = table(right + right.join(("parameters", "tokens", "held-out loss", "law", "law is off by")), rows)
+    fitted = table(f"<th>coefficient{right}value{right}95 % interval", coefficients)
+    shown = plot("held-out loss (nats per token)", curves, across="tokens", logarithmic=True)
+    body = f"<h1>Scaling sweep</h1>{told}{shown}<h2>Runs</h2>{runs}<h2>L = E + A/N^α + B/D^β</h2>{fitted}"
+    return document("scaling sweep · corpusmill", body)
 
 
 def _size(
