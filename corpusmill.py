@@ -41,6 +41,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"corpusmill: {error.filename}: {error.strerror}", file=sys.stderr)
         return 1
+    except Exception as error:
+        from cluster import storage
+
+        if (told := storage.s3_error(error)) is None:
+            raise
+        print(f"corpusmill: {told}", file=sys.stderr)
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
