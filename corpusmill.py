@@ -1,13 +1,16 @@
 """The front door: one command, its verbs, each imported only when it is called.
 
-Exit codes: 0 when everything asked for is there; 1 for a run that failed; 2 for a recipe that cannot run.
+Exit codes: 0 when everything asked for is there; 1 for a run that failed; 2 for a recipe that cannot run; 130 or 143
+when it was interrupted (Ctrl-C, SIGTERM): the same command then goes on.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
 
 FEEDBACK = ("judge", "select", "rlaif", "spin", "self_rewarding", "self_instruct", "evol_instruct")
@@ -20,6 +23,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(options, "call"):
         parser.print_help()
         return 2
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     sys.path.insert(0, os.getcwd())  # a user's own rules lie beside the recipe
     from cluster.errors import CorpusmillError
 
@@ -30,7 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("corpusmill: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
+        return 128 + (_ended_by[-1] if _ended_by else signal.SIGINT)
     except BrokenPipeError:
         # the reader of our output went away (| head): nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -48,6 +53,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"corpusmill: {told}", file=sys.stderr)
         return 1
+
+
+_ended_by: list[int] = []
+
+
+def _terminate(number: int, _: object) -> None:
+    """SIGTERM, from `docker stop`, Kubernetes or systemd, is Ctrl-C with an exit code of its own."""
+    _ended_by.append(number)  # Ray forgets which exception a handler raised
+    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:

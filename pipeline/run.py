@@ -143,7 +143,8 @@ def run(
         _write_record(out, record)
         write_report(out, record, record["outputs"])
     except BaseException as error:
-        record |= {"status": "failed", "error": str(error) or type(error).__name__, "finished": _now()}
+        told = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+        record |= {"status": "failed", "error": told, "finished": _now()}
         _write_record(out, record)
         raise
     finally:

@@ -3,6 +3,10 @@
 import contextlib
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -95,3 +99,27 @@ def chat_folder(tmp_path_factory) -> str:
     Tokenizer(models.BPE(vocab=alphabet, merges=[])).save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     return str(folder)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_told_to_stop_says_so_and_the_same_command_goes_on(tmp_path, number, code):
+    (tmp_path / "rules.py").write_text(
+        "import pathlib, time\n\ndef slow(doc):\n    pathlib.Path('began').touch()\n"
+        "    while not pathlib.Path('go').exists():\n        time.sleep(0.05)\n"
+    )
+    (tmp_path / "in.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (tmp_path / "slow.yaml").write_text(
+        "steps:\n  - crawl.corpus: {path: in.jsonl}\n  - filters.python: {function: rules:slow}\nworkers: 2\n"
+    )
+    command = [sys.executable, corpusmill.__file__, "run", "slow.yaml", "--out", "out"]
+    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while run.poll() is None and not (tmp_path / "began").exists():
+        time.sleep(0.1)
+    run.send_signal(number)
+    said = run.communicate()[1]
+    assert run.returncode == code, said
+    assert said.strip() == "corpusmill: interrupted; the same command goes on where it was"
+    assert json.loads((tmp_path / "out/run.json").read_text())["error"] == "interrupted"
+    (tmp_path / "go").touch()
+    assert subprocess.run(command, cwd=tmp_path, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "done"
