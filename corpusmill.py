@@ -7,6 +7,7 @@ when it was interrupted (Ctrl-C, SIGTERM): the same command then goes on.
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import signal
 import sys
@@ -42,9 +43,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         # a file of the user's that is absent, a folder, forbidden, or a disk that is full: the system's own words
-        if error.filename is None:
+        where = error.filename
+        if where is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+            where = getattr(options, "out", None)
+        if where is None:
             raise
-        print(f"corpusmill: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"corpusmill: {where}: {os.strerror(error.errno or 0)}", file=sys.stderr)
         return 1
     except Exception as error:
         from cluster import storage

@@ -123,3 +123,15 @@ def test_a_run_that_is_told_to_stop_says_so_and_the_same_command_goes_on(tmp_pat
     (tmp_path / "go").touch()
     assert subprocess.run(command, cwd=tmp_path, stdout=subprocess.DEVNULL, check=False).returncode == 0
     assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "done"
+
+
+def test_a_disk_that_takes_no_more_is_told_with_the_folder(tmp_path):
+    lines = (json.dumps({"text": os.urandom(3000).hex()}) + "\n" for _ in range(200))
+    (tmp_path / "in.jsonl").write_text("".join(lines))
+    (tmp_path / "corpus.yaml").write_text("steps:\n  - crawl.corpus: {path: in.jsonl}\nworkers: 0\n")
+    code = "import resource, corpusmill; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
+    code += "raise SystemExit(corpusmill.main(['run', 'corpus.yaml', '--out', 'out', '--quiet']))"
+    path = {**os.environ, "PYTHONPATH": os.path.dirname(corpusmill.__file__)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "corpusmill: out: File too large"

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import placement
-from cluster.errors import RecipeError, RunError
+from cluster.errors import CorpusmillError, RecipeError, RunError
 
 
 class Worker:
@@ -68,6 +68,7 @@ class Worker:
                 "stage": stage,
                 "step": step,
                 "exit_code": getattr(error, "exit_code", 1),
+                "told": isinstance(error, CorpusmillError),
             }
 
     def status(self, lines_seen: int) -> dict[str, Any]:
@@ -266,9 +267,11 @@ def _explain(failed: dict[int, dict[str, Any]], waiting: dict[Any, int]) -> None
     rank, result = min(own.items())
     if result["exit_code"] == RecipeError.exit_code:  # the user's, not ours: no traceback
         raise RecipeError(result["summary"].partition(": ")[2])
-    error = RunError(
-        f"rank {rank} failed in '{result['stage']}' at step {result['step']}: {result['summary']}\n\n{result['error']}"
-    )
+    what = f"rank {rank} failed in '{result['stage']}' at step {result['step']}: "
+    if result["told"]:  # it says what to do
+        error = RunError(what + result["summary"].partition(": ")[2])
+    else:
+        error = RunError(f"{what}{result['summary']}\n\n{result['error']}")
     error.exit_code = result["exit_code"]
     raise error
 
