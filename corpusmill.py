@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+TRAIN = ("torch", "deepspeed", "transformers", "safetensors", "tensorboard", "scipy", "peft")
 FEEDBACK = ("judge", "select", "rlaif", "spin", "self_rewarding", "self_instruct", "evol_instruct")
 
 
@@ -50,6 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print(f"corpusmill: {where}: {os.strerror(error.errno or 0)}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in TRAIN:
+            raise
+        told = f"this needs the package {package}, which is not installed: pip install 'corpusmill[train]'"
+        print(f"corpusmill: {told}", file=sys.stderr)
+        return 2
     except Exception as error:
         from cluster import storage
 

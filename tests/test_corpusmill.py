@@ -135,3 +135,21 @@ def test_a_disk_that_takes_no_more_is_told_with_the_folder(tmp_path):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=path, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.strip() == "corpusmill: out: File too large"
+
+
+@pytest.mark.parametrize(
+    "command", ["plan {tiny}", "train {tiny} --out out", "steps trainer.sft", "grow a b --set layers=3"]
+)
+def test_without_the_training_packages_the_extra_is_named(tmp_path, command):
+    root = os.path.dirname(os.path.abspath(corpusmill.__file__))
+    command = command.format(tiny=f"{root}/recipes/tiny_pretrain.yaml")
+    # an interpreter that finds no torch
+    code = (
+        "import sys, importlib.util as u; real = u.find_spec; sys.modules['torch'] = None\n"
+        "u.find_spec = lambda name, *a: None if name == 'torch' else real(name, *a)\n"
+        f"import corpusmill; raise SystemExit(corpusmill.main({command.split()!r}))"
+    )
+    path = {**os.environ, "PYTHONPATH": root}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=path, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip().endswith("package torch, which is not installed: pip install 'corpusmill[train]'")

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from cluster import storage
-from cluster.errors import RecipeError
 from cluster.settings import Settings, assign, make, read_yaml
 from pipeline.schema import DATASET_FILE
 from trainers.chain import is_chain, load_chain
@@ -59,7 +58,7 @@ PARTS = {
 def settings_of(name: str) -> type[Settings]:
     """The settings class of a block of PARTS (may import torch)."""
     path, _, cls = PARTS[name].rpartition(".")
-    module = _imported(f"trainers.{path}")
+    module = importlib.import_module(f"trainers.{path}")
     found: type[Settings] = getattr(module, cls or "SETTINGS")
     return found
 
@@ -141,7 +140,7 @@ def planned(recipe: TrainRecipe, models: Mapping[str, str] | None = None) -> Ite
         model = make(settings_of("train.model"), recipe.model, "model")
         model.check()  # type: ignore[attr-defined]
     if recipe.peft is not None:
-        method = _imported("trainers.peft.tune").method_of(recipe.peft)
+        method = importlib.import_module("trainers.peft.tune").method_of(recipe.peft)
         method.check(zero=engine.zero, compiled=engine.compile)  # type: ignore[attr-defined]
     yield f"trainer    {recipe.trainer}" + (f", peft: {recipe.peft['method']}" if recipe.peft else "")
     rows = tokens = vocabulary = length = 0
@@ -183,14 +182,3 @@ def _model_line(recipe: TrainRecipe, model: Any, vocabulary: int, models: Mappin
         return f"model      {recipe.start_from}" + ("" if there else ": not there yet (no config.json)")
     size = f", {model.parameters(vocabulary):,} parameters" if vocabulary else ""
     return f"model      new: {model.layers} layers, hidden_size {model.hidden_size}, {model.heads} heads{size}"
-
-
-def _imported(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if (error.name or "").partition(".")[0] in ("trainers", "pipeline", "cluster"):
-            raise
-        raise RecipeError(
-            f"training needs the package {error.name}, which is not installed: pip install 'corpusmill[train]'"
-        ) from None
