@@ -57,8 +57,8 @@ def demo(out: str) -> int:
     assert trained.export is not None
     console.line(f"\nloss {trained.first_loss:.3f} at step 1, {trained.last_loss:.3f} at step {trained.steps}")
     console.line(f"sampled: {sample(trained.export, PROMPT, tokens=48)!r}\n")
-    pages = {"report": f"{corpus}/report.html and {model}/report.html"}
-    for name, path in {**report.outputs, "model": trained.export, **pages}.items():
+    reports = {"report": f"{corpus}/report.html and {model}/report.html"}
+    for name, path in {**report.outputs, "model": trained.export, **reports}.items():
         console.line(f"{name:<10} {path}")
     first = report.stages[0]["steps"][-1]["removed"]
     if first:

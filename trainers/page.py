@@ -35,6 +35,7 @@ _UNITS = {
     "sparsity": "sparsity (share of weights that are 0)",
 }
 _OWN = ("step", "loss", "seconds", "tokens", "row", "wait_share", "rate", "grad_norm", "tokens_per_second", "mfu")
+_FIRST = ("reward", "accuracy", "kl", "answer_tokens")
 _LOSS_OF_TOKENS = ("pretrain", "sft", "distill")
 
 
@@ -80,7 +81,8 @@ def _curves(
     if bits:
         plots.append(plot("bits per byte", {name.removesuffix("_bpb"): _curve(measured, name) for name in bits}))
     left = [name for name in names if name not in losses and name not in bits]
-    for name in dict.fromkeys(name for line in trained for name in line):
+    logged = dict.fromkeys(name for line in trained for name in line)
+    for name in sorted(logged, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST)):
         if name not in _OWN and any(_number(line.get(name)) for line in trained):
             curves = {"training": thinned(_curve(trained, name))}
             if f"validation_{name}" in left:

@@ -47,7 +47,8 @@ def test_a_setting_that_cannot_work_is_refused_without_a_worker(change, told, ca
 def test_the_plan_counts_as_the_run_will(tmp_path, capsys):
     about = {"rows": 100, "tokens": 24_000, "vocab_size": 4096, "seq_len": 256}
     (tmp_path / "dataset.json").write_text(json.dumps(about))
-    assert corpusmill.main(["plan", TINY, "--set", f"data={tmp_path}", "--set", "epochs=2"]) == 0
+    changes = [f"--set={change}" for change in (f"data={tmp_path}", "epochs=2", "batch_rows=16")]
+    assert corpusmill.main(["plan", TINY, *changes]) == 0
     told = capsys.readouterr().out
     assert "100 rows of 256, 24,000 tokens" in told
     assert "steps      12 of 16 rows, about 3,840 tokens each; 1.9 passes" in told

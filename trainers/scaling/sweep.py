@@ -183,7 +183,8 @@ def _page(result: Mapping[str, Any]) -> str:
     runs = table(right + right.join(("parameters", "tokens", "held-out loss", "law", "law is off by")), rows)
     fitted = table(f"<th>coefficient{right}value{right}95 % interval", coefficients)
     shown = plot("held-out loss (nats per token)", curves, across="tokens", logarithmic=True)
-    body = f"<h1>Scaling sweep</h1>{told}{shown}<h2>Runs</h2>{runs}<h2>L = E + A/N^α + B/D^β</h2>{fitted}"
+    form = "L = E + A/N<sup>α</sup> + B/D<sup>β</sup>"
+    body = f"<h1>Scaling sweep</h1>{told}{shown}<h2>Runs</h2>{runs}<h2>{form}</h2>{fitted}"
     return document("scaling sweep · corpusmill", body)
 
 
