@@ -55,8 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         package = (error.name or "").partition(".")[0]
         if package not in TRAIN:
             raise
-        told = f"this needs the package {package}, which is not installed: pip install 'corpusmill[train]'"
-        print(f"corpusmill: {told}", file=sys.stderr)
+        wanted = f"this needs the package {package}, which is not installed: pip install 'corpusmill[train]'"
+        print(f"corpusmill: {wanted}", file=sys.stderr)
         return 2
     except Exception as error:
         from cluster import storage
