@@ -1,14 +1,21 @@
 """The front door: one command, its verbs, each imported only when it is called.
 
-Exit codes: 0 when everything asked for is there; 1 for a run that failed; 2 for a recipe that cannot run.
+Exit codes: 0 when everything asked for is there; 1 for a run that failed; 2 for a recipe that cannot run; 130 or 143
+when it was interrupted (Ctrl-C, SIGTERM): the same command then goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import errno
 import os
+import signal
 import sys
+import threading
 from collections.abc import Sequence
+
+TRAIN = ("torch", "deepspeed", "transformers", "safetensors", "tensorboard", "scipy", "peft")
+FEEDBACK = ("judge", "select", "rlaif", "spin", "self_rewarding", "self_instruct", "evol_instruct")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -18,6 +25,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not hasattr(options, "call"):
         parser.print_help()
         return 2
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, _terminate)
     sys.path.insert(0, os.getcwd())  # a user's own rules lie beside the recipe
     from cluster.errors import CorpusmillError
 
@@ -28,17 +37,43 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         print("corpusmill: interrupted; the same command goes on where it was", file=sys.stderr)
-        return 130
+        return 128 + (_ended_by[-1] if _ended_by else signal.SIGINT)
     except BrokenPipeError:
         # the reader of our output went away (| head): nothing is wrong
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         # a file of the user's that is absent, a folder, forbidden, or a disk that is full: the system's own words
-        if error.filename is None:
+        where = error.filename
+        if where is None and error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG):
+            where = getattr(options, "out", None)
+        if where is None:
             raise
-        print(f"corpusmill: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"corpusmill: {where}: {os.strerror(error.errno or 0)}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if package not in TRAIN:
+            raise
+        wanted = f"this needs the package {package}, which is not installed: pip install 'corpusmill[train]'"
+        print(f"corpusmill: {wanted}", file=sys.stderr)
+        return 2
+    except Exception as error:
+        from cluster import storage
+
+        if (told := storage.s3_error(error)) is None:
+            raise
+        print(f"corpusmill: {told}", file=sys.stderr)
+        return 1
+
+
+_ended_by: list[int] = []
+
+
+def _terminate(number: int, _: object) -> None:
+    """SIGTERM, from `docker stop`, Kubernetes or systemd, is Ctrl-C with an exit code of its own."""
+    _ended_by.append(number)  # Ray forgets which exception a handler raised
+    raise KeyboardInterrupt
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -59,15 +94,15 @@ def _parser() -> argparse.ArgumentParser:
             help="change a setting: filters.gopher_quality.min_words=80, workers=4, …",
         )  # fmt: skip
 
-    made = verb("plan", _plan, "show a recipe's stages, and refuse what cannot work, without starting anything")
+    made = verb("plan", _plan, "show what any recipe would do, and refuse what cannot work, without starting anything")
     recipe_options(made)
-    made.add_argument("--out", help="say which stages are already finished in this run's folder")
+    made.add_argument("--out", help="corpus recipes: say which stages are already finished in this run's folder")
 
     made = verb("run", _run, "execute a corpus recipe; the same command again continues")
     recipe_options(made)
     made.add_argument("--out", required=True, help="the run's folder, local or s3://")
     made.add_argument("--workers", help="processes (overrides the recipe): auto, a number, 0 for none")
-    made.add_argument("--quiet", action="store_true")
+    made.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
     made = verb("why", _why, "what became of a document: the step and reason that removed it, or its packed row")
     made.add_argument("run", help="a run's folder")
@@ -77,8 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("run", help="a run's folder")
     made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments", required=True)
 
-    made = verb("steps", _steps, "list the steps that recipes can name; with a name, its settings")
-    made.add_argument("name", nargs="?")
+    made = verb("steps", _steps, "list the steps and training blocks that recipes can name; with a name, its settings")
+    made.add_argument("name", nargs="?", help="filters.gopher_quality, train, train.engine, trainer.ppo, …")
 
     made = verb("train", _train, "train a model by a training recipe; the same command again continues")
     recipe_options(made)
@@ -155,7 +190,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments")
 
     made = verb("feedback", _feedback, "judge, choose among or synthesise answers, and loops that learn from them")
-    made.add_argument("action", choices=["judge", "select", "rlaif", "spin", "self_rewarding", "self_instruct"])
+    made.add_argument("action", choices=FEEDBACK)
     recipe_options(made)
     made.add_argument("--out", required=True, help="folder; the same command again continues")
 
@@ -165,6 +200,14 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _plan(options: argparse.Namespace) -> int:
+    from cluster.settings import command_for, read_yaml
+
+    command = command_for(read_yaml(options.recipe))
+    if command != "run":
+        from trainers import plan as training
+
+        print("\n".join(training.told(options.recipe, command, options.assignments)))
+        return 0
     from cluster import storage
     from pipeline import recipe
     from pipeline.plan import plan
@@ -194,7 +237,7 @@ def _run(options: argparse.Namespace) -> int:
     report = run(made, options.out, console=console, recipe_name=options.recipe)
     if not options.quiet:
         print("\n".join(["", *funnel(report.stages), ""]))
-        for name, path in report.outputs.items():
+        for name, path in {**report.outputs, "report": f"{options.out.rstrip('/')}/report.html"}.items():
             print(f"{name:<10} {path}")
     return 0
 
@@ -216,16 +259,23 @@ def _whatif(options: argparse.Namespace) -> int:
 
 def _steps(options: argparse.Namespace) -> int:
     from pipeline import recipe
+    from trainers import plan as training
 
     if options.name is None:
-        for name, summary in recipe.step_docs().items():
+        for name, summary in {**recipe.step_docs(), **training.part_docs()}.items():
             print(f"{name:<28} {summary}")
         return 0
-    step = recipe.step_class(options.name, "steps")
-    print(f"{options.name}: {step.takes} → {step.gives}\n\n{(step.__doc__ or '').strip()}\n")
-    for name, field in step.model_fields.items():
+    if options.name in training.PARTS:
+        block = training.settings_of(options.name)
+        print(f"{options.name}\n\n{(block.__doc__ or '').strip()}\n")
+        fields = block.model_fields
+    else:
+        step = recipe.step_class(options.name, "steps", training.PARTS)
+        print(f"{options.name}: {step.takes} → {step.gives}\n\n{(step.__doc__ or '').strip()}\n")
+        fields = step.model_fields
+    for name, field in fields.items():
         default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        print(f"  {name:<22} {default:<16} {field.description or ''}")
+        print(f"  {field.alias or name:<22} {default:<16} {field.description or ''}")
     return 0
 
 
@@ -240,7 +290,7 @@ def _train(options: argparse.Namespace) -> int:
     if is_chain(options.recipe):
         stages = load_chain(options.recipe, options.assignments, options.out)
         train_chain(stages, options.out, Console())
-        print(f"report     {options.out}/report.md")
+        print(f"report     {options.out}/report.html")
         return 0
     report = train(load_recipe(options.recipe, options.assignments), options.out, console=Console())
     print(f"loss {report.first_loss:.4f} → {report.last_loss:.4f} in {report.steps} steps, {report.tokens:,} tokens")
@@ -251,6 +301,7 @@ def _train(options: argparse.Namespace) -> int:
     print(f"report     {options.out}/report.html")
     if report.export:
         print(f"model      {report.export}")
+    print(f"report     {options.out}/report.html")
     return 0
 
 

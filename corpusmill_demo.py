@@ -8,6 +8,7 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -56,7 +57,8 @@ def demo(out: str) -> int:
     assert trained.export is not None
     console.line(f"\nloss {trained.first_loss:.3f} at step 1, {trained.last_loss:.3f} at step {trained.steps}")
     console.line(f"sampled: {sample(trained.export, PROMPT, tokens=48)!r}\n")
-    for name, path in {**report.outputs, "model": trained.export}.items():
+    reports = {"report": f"{corpus}/report.html and {model}/report.html"}
+    for name, path in {**report.outputs, "model": trained.export, **reports}.items():
         console.line(f"{name:<10} {path}")
     first = report.stages[0]["steps"][-1]["removed"]
     if first:
@@ -70,7 +72,10 @@ def documentation_server() -> Iterator[tuple[str, str]]:
     port = _free_port(7464)
     # isolated and without site-packages: it imports the modules that it documents
     command = [sys.executable, "-I", "-S", "-m", "pydoc", "-n", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    empty = tempfile.TemporaryDirectory()  # it documents what lies in its working folder too
+    server = subprocess.Popen(
+        command, cwd=empty.name, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     pages = f"http://127.0.0.1:{port}/"
     try:
         for _ in range(100):
@@ -87,6 +92,7 @@ def documentation_server() -> Iterator[tuple[str, str]]:
     finally:
         server.kill()
         server.wait()
+        empty.cleanup()
 
 
 def _free_port(wanted: int) -> int:

@@ -290,7 +290,8 @@ def bars(path: Path, values: dict[str, float]) -> None:
     )
     path.write_text(
         f'<svg xmlns="http://www.w3.org/2000/svg" width="620" height="{50 + 24 * len(rows)}" font-family="sans-serif" '
-        f'font-size="12"><text x="10" y="18">variance of one answer\'s gradient</text>{drawn}</svg>\n'
+        f'font-size="12"><rect width="100%" height="100%" fill="white"/>'
+        f'<text x="10" y="18">variance of one answer\'s gradient</text>{drawn}</svg>\n'
     )
 
 
@@ -334,9 +335,10 @@ def plot(path: Path, values: list[float], title: str) -> None:
     )
     path.write_text(
         '<svg xmlns="http://www.w3.org/2000/svg" width="620" height="310" font-family="sans-serif" font-size="12">'
+        '<rect width="100%" height="100%" fill="white"/>'
         f'<text x="50" y="20">{title}</text><path d="M50 40V270H590" fill="none" stroke="black"/>'
         f'<text x="5" y="45">{top:.2f}</text><text x="5" y="275">{bottom:.2f}</text>'
-        f'<text x="570" y="290">{len(values)}</text>'
+        f'<text x="570" y="290">{len(values)}</text><text x="290" y="300">iteration</text>'
         f'<polyline points="{points}" fill="none" stroke="steelblue" stroke-width="1.5"/></svg>\n'
     )
 

@@ -41,6 +41,7 @@ def main() -> None:
     import yaml
 
     from cluster import ray
+    from cluster.page import document
     from cluster.settings import assign
     from trainers.page import plot
     from trainers.workers import Crew
@@ -102,8 +103,8 @@ def main() -> None:
     ray.stop()
     table = "\n".join(lines) + "\n"
     Path(options.out, "claims.md").write_text(table)
-    drawn = "".join(plot(title, curves) for title, curves in study.curves.items())
-    page = f'<!doctype html><html lang="en"><meta charset="utf-8"><title>three claims</title>{drawn}<pre>{table}</pre>'
+    drawn = "".join(plot(f"{title} (nats per token)", curves) for title, curves in study.curves.items())
+    page = document("three claims about learning rates", f"<h1>Three claims</h1>{drawn}<pre>{table}</pre>")
     Path(options.out, "claims.html").write_text(page, encoding="utf-8")
     print(table)
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -28,6 +30,7 @@ def start(workers: int | None = None) -> int:
     import ray
 
     if not ray.is_initialized():
+        stops = signal.getsignal(signal.SIGTERM)
         path = os.pathsep.join(dict.fromkeys([os.getcwd(), *(p for p in sys.path if p)]))
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "corpusmill"}
         if os.environ.get("RAY_ADDRESS"):
@@ -49,6 +52,8 @@ def start(workers: int | None = None) -> int:
                     f"Ray did not start on this machine: {error}. The usual causes are a full /tmp, too little "
                     "memory or a firewall on loopback; its logs are below /tmp/ray/session_latest/logs"
                 ) from error
+        if callable(stops) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, stops)  # Ray's own handler aborts with a stack trace
     return int(ray.cluster_resources().get("CPU", 1))
 
 

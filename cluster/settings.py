@@ -75,6 +75,28 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     return raw
 
 
+def command_for(raw: Mapping[str, Any]) -> str:
+    """The command whose recipe this looks like, by the fields that only its recipes have."""
+    if isinstance(raw.get("steps"), list) and "base" not in raw:
+        return "run"
+    if "trainer" in raw or "stages" in raw:
+        return "train"
+    if "base" in raw and "parameters" in raw:
+        return "scale shape"
+    if "base" in raw or "models" in raw:
+        return "scale sweep"
+    if {"data", "schedule", "batch_rows", "engine", "start_from", "objective"} & set(raw) - {"data"}:
+        return "train"
+    return "feedback"
+
+
+def refuse_other(raw: Mapping[str, Any], where: str, *commands: str) -> None:
+    """Refuse a recipe that another command takes, before all its fields are told to be unknown."""
+    found = command_for(raw)
+    if found not in commands and found != "feedback":
+        raise RecipeError(f"{where}: a recipe of `corpusmill {found}`, not of `corpusmill {commands[0]}`")
+
+
 def assign(raw: dict[str, Any], assignment: str) -> None:
     """Apply one `path.to.field=value` to a raw mapping in place; the value is parsed as YAML.
 

@@ -10,6 +10,7 @@ import functools
 import os
 import posixpath
 import shutil
+import sys
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,6 +61,9 @@ def filesystem(path: str) -> tuple[pyarrow.fs.FileSystem, str]:
 def _s3_filesystem() -> pyarrow.fs.FileSystem:
     from pyarrow import fs
 
+    # the SDK below pyarrow reads these two: its trailers have no Content-Length, which Ceph's gateway refuses (411)
+    os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
+    os.environ.setdefault("AWS_RESPONSE_CHECKSUM_VALIDATION", "when_required")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL", "")
     scheme, _, host = endpoint.partition("://")
     options: dict[str, Any] = {"allow_bucket_creation": False, "check_directory_existence_before_creation": True}
@@ -307,11 +311,38 @@ def check_writable(folder: str) -> None:
     """Prove that a folder takes conditional writes and gives them back. Raises DataError with the cause."""
     probe = join(folder, f".corpusmill-probe-{uuid.uuid4().hex}")
     try:
-        if not put_if_absent(probe, b"1") or put_if_absent(probe, b"2") or read_bytes(probe) != b"1":
-            raise DataError(
-                f"{folder}: the storage does not honour conditional writes (If-None-Match), which commits need"
-            )
+        honoured = put_if_absent(probe, b"1") and not put_if_absent(probe, b"2") and read_bytes(probe) == b"1"
+        delete(probe)
     except OSError as error:
         raise DataError(f"{folder}: cannot write there: {error}") from error
-    finally:
-        delete(probe)
+    except Exception as error:
+        if (told := s3_error(error)) is None:
+            raise
+        raise DataError(f"{folder}: cannot write there: {told}") from error
+    if not honoured:
+        raise DataError(f"{folder}: the storage does not honour conditional writes (If-None-Match), which commits need")
+
+
+_ADVICE = {
+    "NoSuchBucket": "make the bucket first",
+    "AccessDenied": "the keys in AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY do not allow it",
+    "InvalidAccessKeyId": "look at AWS_ACCESS_KEY_ID and AWS_ENDPOINT_URL",
+    "SignatureDoesNotMatch": "look at AWS_SECRET_ACCESS_KEY",
+    "NoCredentialsError": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "EndpointConnectionError": "look at AWS_ENDPOINT_URL",
+}
+
+
+def s3_error(error: BaseException) -> str | None:
+    """What an exception of the S3 client says, and the next move; None for any other exception."""
+    botocore = sys.modules.get("botocore.exceptions")
+    if botocore is None:
+        return None
+    if isinstance(error, botocore.ClientError):
+        code = error.response.get("Error", {}).get("Code", "")
+        told = f"S3 answers {code or 'an error'} to {error.operation_name}"
+    elif isinstance(error, botocore.BotoCoreError):
+        code, told = type(error).__name__, str(error)
+    else:
+        return None
+    return told + (f"; {_ADVICE[code]}" if code in _ADVICE else "")

@@ -9,20 +9,13 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from cluster import storage
+from cluster.page import document, table
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #1c2024; max-width: 1040px; margin: 2em auto; padding: 0 1em }
-h1 { font-size: 1.5em } h2 { font-size: 1.15em; margin: 2em 0 .5em }
-small, .dim { color: #667 }
-table { border-collapse: collapse; width: 100% } td, th { padding: .25em .6em; text-align: left; vertical-align: top }
-th { font-weight: 600; border-bottom: 1px solid #ccd }
-td.n, th.n { text-align: right; font-variant-numeric: tabular-nums }
-tr:nth-child(even) td { background: #f7f8fa } td.bar { width: 34%; padding-right: 0 }
-.kept, .gone, .bad { display: inline-block; height: .9em; vertical-align: -.1em }
-.kept { background: #2f7d5b } .gone { background: #d9b44a } .bad { background: #c0392b }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f7f8fa; padding: .7em;
-  border-left: 3px solid #2f7d5b }
-code { background: #f0f1f4; padding: 0 .25em } .key { display: inline-block; width: 1em; height: .9em }
+table { width: 100% } td.bar { width: 34%; min-width: 7em; padding-right: 0; white-space: nowrap; font-size: 0 }
+.kept, .gone, .bad { display: inline-block; height: 13px; margin-top: 5px }
+.kept { background: var(--c0) } .gone { background: var(--gone) } .bad { background: var(--c1) }
+.key { width: 1em; margin: 0 .2em 0 .6em; vertical-align: -1px } pre { border-left: 3px solid var(--c0) }
 """
 
 
@@ -42,13 +35,10 @@ def page(record: dict[str, Any], outputs: dict[str, str]) -> str:
         _stages(stages),
         _reasons(stages, outputs.get("ledger")),
         _samples(outputs.get("documents")),
-        "<h2>Outputs</h2><table>",
-        *(f"<tr><td>{html.escape(n)}<td><code>{html.escape(p)}</code>" for n, p in outputs.items()),
-        "</table>",
+        "<h2>Outputs</h2>",
+        table("", [f"<tr><td>{html.escape(n)}<td><code>{html.escape(p)}</code>" for n, p in outputs.items()]),
     ]
-    body = "\n".join(parts)
-    head = f'<meta charset="utf-8"><title>corpusmill run</title><style>{_STYLE}</style>'
-    return f'<!doctype html><html lang="en">{head}{body}'
+    return document(f"{record.get('recipe') or 'corpus'} · corpusmill", "\n".join(parts), _STYLE)
 
 
 def _funnel(stages: Sequence[dict[str, Any]]) -> str:
@@ -69,17 +59,17 @@ def _funnel(stages: Sequence[dict[str, Any]]) -> str:
                 f"<tr><td>{html.escape(step['name'])}<td class=n>{step['in']:,}<td class=n>{kept:,}"
                 f"<td class=n>{removed:,}<td class=n>{failed:,}<td class=bar>{bars}"
             )
-    legend = " ".join(
-        f'<span class="key {name}"></span> {text}'
+    legend = "".join(
+        f'<span class="key {name}"></span>{text}'
         for name, text in (("kept", "kept"), ("gone", "removed"), ("bad", "failed"))
     )
-    head = "<tr><th>step<th class=n>in<th class=n>kept<th class=n>removed<th class=n>failed<th>" + legend
+    head = "<th>step<th class=n>in<th class=n>kept<th class=n>removed<th class=n>failed<th>of what came in first"
     last = stages[-1]["kept"] if stages else 0
     gone = sum(sum(stage["removed"].values()) for stage in stages)
     bad = sum(stage["failed"] for stage in stages)
     first = stages[0]["documents_in"] if stages else 0
-    total = f"<p>{first:,} in = {last:,} kept + {gone:,} removed + {bad:,} failed</p>"
-    return f"<h2>Funnel</h2>{total}<table>{head}{''.join(rows)}</table>"
+    total = f"<p>{first:,} in = {last:,} kept + {gone:,} removed + {bad:,} failed {legend}</p>"
+    return f"<h2>Funnel</h2>{total}{table(head, rows)}"
 
 
 def _stages(stages: Sequence[dict[str, Any]]) -> str:
@@ -89,10 +79,8 @@ def _stages(stages: Sequence[dict[str, Any]]) -> str:
         f"<td>{'found finished' if s.get('resumed') else ''}"
         for s in stages
     ]
-    head = (
-        "<tr><th>stage<th class=n>documents<th class=n>seconds<th class=n>documents/s<th class=n>peak MB per worker<th>"
-    )
-    return f"<h2>Stages</h2><table>{head}{''.join(rows)}</table>"
+    head = "<th>stage<th class=n>documents<th class=n>seconds<th class=n>documents/s<th class=n>peak MB per worker<th>"
+    return f"<h2>Stages</h2>{table(head, rows)}"
 
 
 def _reasons(stages: Sequence[dict[str, Any]], ledger: str | None) -> str:
@@ -119,7 +107,8 @@ def _reasons(stages: Sequence[dict[str, Any]], ledger: str | None) -> str:
         rows.append(f"<tr><td>{html.escape(step)}<td>{html.escape(reason)}<td class=n>{count:,}<td>{shown}")
     if not rows:
         return ""
-    return f"<h2>Reasons</h2><table><tr><th>step<th>reason<th class=n>documents<th>examples{''.join(rows)}</table>"
+    head = "<th>step<th>reason<th class=n>documents<th>examples <small>score, limit</small>"
+    return f"<h2>Reasons</h2>{table(head, rows)}"
 
 
 def _example(row: dict[str, Any]) -> str:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import ast
 import importlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -59,6 +59,7 @@ class Recipe(settings.Settings):
 def load(path: str | Path, assignments: Sequence[str] = ()) -> Recipe:
     """The recipe in a YAML file, with `path.to.field=value` assignments applied. Raises RecipeError."""
     raw = settings.read_yaml(path)
+    settings.refuse_other(raw, str(path), "run")
     for assignment in assignments:
         settings.assign(raw, assignment)
     return from_mapping(raw, where=str(path))
@@ -97,11 +98,11 @@ def _make_step(entry: object, where: str) -> Step:
     return settings.make(step_class(str(name), where), fields, f"{where} {name}")
 
 
-def step_class(name: str, where: str = "recipe") -> type[Step]:
-    """The one Step class in pipeline/<folder>/<file>.py. Raises RecipeError with the nearest name."""
+def step_class(name: str, where: str = "recipe", others: Iterable[str] = ()) -> type[Step]:
+    """The one Step class in pipeline/<folder>/<file>.py. Raises RecipeError with the nearest name, of `others` too."""
     folder, _, file = name.partition(".")
     if folder not in _FOLDERS or not (_ROOT / folder / f"{file}.py").is_file() or not file.isidentifier():
-        raise RecipeError(f"{where}: no step named '{name}'{nearest(name, step_docs())}")
+        raise RecipeError(f"{where}: no step named '{name}'{nearest(name, [*step_docs(), *others])}")
     module = importlib.import_module(f"pipeline.{name}")
     found = [
         cls

@@ -16,7 +16,7 @@ from pipeline.html import write_report
 from pipeline.ledger import check_balance
 from pipeline.plan import Stage, plan
 from pipeline.process import totals
-from pipeline.progress import Console
+from pipeline.progress import Console, kernels_compiled
 from pipeline.publish import publish
 from pipeline.recipe import Recipe
 from pipeline.schema import Row
@@ -128,6 +128,8 @@ def run(
             summary = _finished(out, stage)
             if summary is None:
                 if executor is None:
+                    if not kernels_compiled():
+                        console.line("the first run here compiles its kernels: a minute or two, once")
                     executor = make_executor(recipe, console)
                 summary = _run_stage(stage, recipe, out, partitions, artifacts, executor, console)
             else:
@@ -141,7 +143,8 @@ def run(
         _write_record(out, record)
         write_report(out, record, record["outputs"])
     except BaseException as error:
-        record |= {"status": "failed", "error": str(error) or type(error).__name__, "finished": _now()}
+        told = "interrupted" if isinstance(error, KeyboardInterrupt) else str(error) or type(error).__name__
+        record |= {"status": "failed", "error": told, "finished": _now()}
         _write_record(out, record)
         raise
     finally:

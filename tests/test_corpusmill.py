@@ -3,6 +3,10 @@
 import contextlib
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
@@ -95,3 +99,57 @@ def chat_folder(tmp_path_factory) -> str:
     Tokenizer(models.BPE(vocab=alphabet, merges=[])).save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
     return str(folder)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_is_told_to_stop_says_so_and_the_same_command_goes_on(tmp_path, number, code):
+    (tmp_path / "rules.py").write_text(
+        "import pathlib, time\n\ndef slow(doc):\n    pathlib.Path('began').touch()\n"
+        "    while not pathlib.Path('go').exists():\n        time.sleep(0.05)\n"
+    )
+    (tmp_path / "in.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n')
+    (tmp_path / "slow.yaml").write_text(
+        "steps:\n  - crawl.corpus: {path: in.jsonl}\n  - filters.python: {function: rules:slow}\nworkers: 2\n"
+    )
+    command = [sys.executable, corpusmill.__file__, "run", "slow.yaml", "--out", "out"]
+    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    while run.poll() is None and not (tmp_path / "began").exists():
+        time.sleep(0.1)
+    run.send_signal(number)
+    said = run.communicate()[1]
+    assert run.returncode == code, said
+    assert said.strip() == "corpusmill: interrupted; the same command goes on where it was"
+    assert json.loads((tmp_path / "out/run.json").read_text())["error"] == "interrupted"
+    (tmp_path / "go").touch()
+    assert subprocess.run(command, cwd=tmp_path, stdout=subprocess.DEVNULL, check=False).returncode == 0
+    assert json.loads((tmp_path / "out/run.json").read_text())["status"] == "done"
+
+
+def test_a_disk_that_takes_no_more_is_told_with_the_folder(tmp_path):
+    lines = (json.dumps({"text": os.urandom(3000).hex()}) + "\n" for _ in range(200))
+    (tmp_path / "in.jsonl").write_text("".join(lines))
+    (tmp_path / "corpus.yaml").write_text("steps:\n  - crawl.corpus: {path: in.jsonl}\nworkers: 0\n")
+    code = "import resource, corpusmill; resource.setrlimit(resource.RLIMIT_FSIZE, (300_000, 300_000)); "
+    code += "raise SystemExit(corpusmill.main(['run', 'corpus.yaml', '--out', 'out', '--quiet']))"
+    path = {**os.environ, "PYTHONPATH": os.path.dirname(corpusmill.__file__)}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.strip() == "corpusmill: out: File too large"
+
+
+@pytest.mark.parametrize(
+    "command", ["plan {tiny}", "train {tiny} --out out", "steps trainer.sft", "grow a b --set layers=3"]
+)
+def test_without_the_training_packages_the_extra_is_named(tmp_path, command):
+    root = os.path.dirname(os.path.abspath(corpusmill.__file__))
+    command = command.format(tiny=f"{root}/recipes/tiny_pretrain.yaml")
+    # an interpreter that finds no torch
+    code = (
+        "import sys, importlib.util as u; real = u.find_spec; sys.modules['torch'] = None\n"
+        "u.find_spec = lambda name, *a: None if name == 'torch' else real(name, *a)\n"
+        f"import corpusmill; raise SystemExit(corpusmill.main({command.split()!r}))"
+    )
+    path = {**os.environ, "PYTHONPATH": root}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=path, capture_output=True, text=True)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.strip().endswith("package torch, which is not installed: pip install 'corpusmill[train]'")

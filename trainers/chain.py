@@ -11,14 +11,16 @@ a stage that is done is not run again, the one that was stopped goes on from its
 
 from __future__ import annotations
 
+import html
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import storage
 from cluster.errors import RecipeError, nearest
+from cluster.page import document, table
 from cluster.settings import assign, read_yaml
 from trainers.recipe import TrainRecipe, from_mapping
 
@@ -73,7 +75,7 @@ def _filled(value: Any, models: Mapping[str, str], where: str) -> Any:
 def train_chain(
     stages: Mapping[str, TrainRecipe], out: str, console: Console | None = None, crew: Crew | None = None
 ) -> dict[str, TrainReport]:
-    """Run all stages in order, and write OUT/report.md. What is done is not done again."""
+    """Run all stages in order, and write OUT/report.md and report.html. What is done is not done again."""
     from trainers.train import train
 
     reports: dict[str, TrainReport] = {}
@@ -82,40 +84,60 @@ def train_chain(
             console.print(f"stage {number} of {len(stages)}: {name} ({recipe.trainer})", highlight=False)
         reports[name] = train(recipe, storage.join(out, name), console, crew)
     Path(out, "report.md").write_text(report(stages, out))
+    Path(out, "report.html").write_text(page(stages, out), encoding="utf-8")
     return reports
 
 
-def report(stages: Mapping[str, TrainRecipe], out: str) -> str:
-    """One page on all stages, from their metrics: what each began and ended with."""
+_FIGURES = ("loss", "validation", "validation_accuracy", "reward", "validation_reward", "kl", "answer_tokens")
+_MEANS = "First and last are means over the first and last tenth of what was logged."
+
+
+def _rows(stages: Mapping[str, TrainRecipe], out: str) -> Iterator[tuple[str, str, int, str, float, float]]:
+    """(stage, trainer, steps, figure, first, last) from the stages' metrics."""
     from trainers.log import read_metrics
 
+    for name, recipe in stages.items():
+        metrics = read_metrics(str(Path(out, name)))
+        steps = max((line["step"] for line in metrics), default=0)
+        for figure in _FIGURES:
+            values = [line[figure] for line in metrics if figure in line]
+            if values:
+                part = max(1, len(values) // 10)
+                first, last = (sum(some) / len(some) for some in (values[:part], values[-part:]))
+                yield name, recipe.trainer, steps, figure, first, last
+
+
+def report(stages: Mapping[str, TrainRecipe], out: str) -> str:
+    """All stages as Markdown, from their metrics: what each began and ended with, and its settings."""
     lines = [
         "# What was trained",
         "",
         "| stage | trainer | steps | figure | first | last |",
         "|---|---|---|---|---|---|",
     ]
-    for name, recipe in stages.items():
-        metrics = read_metrics(str(Path(out, name)))
-        steps = max((line["step"] for line in metrics), default=0)
-        for figure in (
-            "loss",
-            "validation",
-            "validation_accuracy",
-            "reward",
-            "validation_reward",
-            "kl",
-            "answer_tokens",
-        ):
-            values = [line[figure] for line in metrics if figure in line]
-            if values:
-                part = max(1, len(values) // 10)
-                first, last = (sum(some) / len(some) for some in (values[:part], values[-part:]))
-                lines.append(f"| {name} | {recipe.trainer} | {steps} | {figure} | {first:.4f} | {last:.4f} |")
-    lines += ["", "First and last are means over the first and last tenth of what was logged.", ""]
+    for name, trainer, steps, figure, first, last in _rows(stages, out):
+        lines.append(f"| {name} | {trainer} | {steps} | {figure} | {first:.4f} | {last:.4f} |")
+    lines += ["", _MEANS, ""]
     for name, recipe in stages.items():
         lines.append(
             f"- `{name}/model` began with {recipe.start_from or 'new weights'}; settings in `{name}/recipe.yaml`."
         )
     lines += ["", "```json", json.dumps({name: recipe.plain() for name, recipe in stages.items()}, indent=1), "```", ""]
     return "\n".join(lines)
+
+
+def page(stages: Mapping[str, TrainRecipe], out: str) -> str:
+    """The same figures as a page, with a link to every stage's own curves."""
+    rows = [
+        f'<tr><td><a href="{html.escape(name)}/report.html">{html.escape(name)}</a><td>{html.escape(trainer)}'
+        f"<td class=n>{steps:,}<td>{figure.replace('_', ' ')}<td class=n>{first:.4f}<td class=n>{last:.4f}"
+        for name, trainer, steps, figure, first, last in _rows(stages, out)
+    ]
+    head = "<th>stage<th>trainer<th class=n>steps<th>figure<th class=n>first<th class=n>last"
+    began = "".join(
+        f"<li><code>{html.escape(name)}/model</code> began with {html.escape(recipe.start_from or 'new weights')}"
+        for name, recipe in stages.items()
+    )
+    title = Path(out).resolve().name
+    body = f"<h1>{html.escape(title)}</h1>{table(head, rows)}<p class=dim>{_MEANS}</p><ul>{began}</ul>"
+    return document(f"{title} · corpusmill", body)

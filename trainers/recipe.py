@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import Field, PositiveInt, field_validator
 
 from cluster.errors import RecipeError, nearest
-from cluster.settings import Settings, assign, make, read_yaml
+from cluster.settings import Settings, assign, make, read_yaml, refuse_other
 
 TRAINERS = ("pretrain", "sft", "preference", "reward", "distill", "grpo", "ppo")
 
@@ -156,6 +156,7 @@ class TrainRecipe(Settings):
 def load_recipe(path: str, changes: Sequence[str] = ()) -> TrainRecipe:
     """The recipe in a YAML file with `path.to.field=value` changes applied. Raises RecipeError."""
     raw = read_yaml(path)
+    refuse_other(raw, path, "train")
     for change in changes:
         assign(raw, change)
     return from_mapping(raw, str(path))

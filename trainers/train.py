@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import time
@@ -59,6 +60,8 @@ def train(
     """
     recipe = recipe if isinstance(recipe, TrainRecipe) else from_mapping(recipe)
     recipe.check()
+    if not os.environ.get("RAY_ADDRESS") and importlib.util.find_spec("torch") is None:  # workers would be here
+        raise RecipeError("training needs the package torch, which is not installed: pip install 'corpusmill[train]'")
     folder = out or recipe.out
     if folder is None:
         raise RecipeError("no output folder: give --out, or `out:` in the recipe")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import placement
-from cluster.errors import DataError, RecipeError, RunError
+from cluster.errors import CorpusmillError, DataError, RecipeError, RunError
 
 
 class Worker:
@@ -68,6 +68,7 @@ class Worker:
                 "stage": stage,
                 "step": step,
                 "exit_code": getattr(error, "exit_code", 1),
+                "told": isinstance(error, CorpusmillError),
             }
 
     def status(self, lines_seen: int) -> dict[str, Any]:
@@ -268,9 +269,11 @@ def _explain(failed: dict[int, dict[str, Any]], waiting: dict[Any, int]) -> None
         raise RecipeError(result["summary"].partition(": ")[2])
     if result["stage"] == "build" and result["summary"].startswith("DataError: "):  # a file that the recipe names
         raise DataError(result["summary"].partition(": ")[2])
-    error = RunError(
-        f"rank {rank} failed in '{result['stage']}' at step {result['step']}: {result['summary']}\n\n{result['error']}"
-    )
+    what = f"rank {rank} failed in '{result['stage']}' at step {result['step']}: "
+    if result["told"]:  # it says what to do
+        error = RunError(what + result["summary"].partition(": ")[2])
+    else:
+        error = RunError(f"{what}{result['summary']}\n\n{result['error']}")
     error.exit_code = result["exit_code"]
     raise error
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import os
+import subprocess
+import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pyarrow as pa
 import pytest
@@ -100,3 +105,63 @@ def test_a_dead_link_and_a_pipe_are_no_files(tmp_path):
     (tmp_path / "live.txt").symlink_to(tmp_path / "a.txt")
     os.mkfifo(tmp_path / "pipe.txt")
     assert [name for name, _ in storage.find(str(tmp_path))] == ["a.txt", "live.txt"]
+
+
+class Refuses(http.server.BaseHTTPRequestHandler):
+    """An S3 server that takes note of what is sent to it, and wants none of it."""
+
+    sent: ClassVar[list[dict[str, str]]] = []
+
+    def refuse(self) -> None:
+        Refuses.sent.append({name.lower(): value.lower() for name, value in self.headers.items()})
+        body = b"<Error><Code>AccessDenied</Code></Error>"
+        if self.command == "POST":
+            body = b"<InitiateMultipartUploadResult><UploadId>1</UploadId></InitiateMultipartUploadResult>"
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.send_response(200 if self.command == "POST" else 403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_GET = do_PUT = do_POST = do_DELETE = do_HEAD = refuse
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def refusing() -> Iterator[dict[str, str]]:
+    """The environment of a process whose S3 is a server that refuses."""
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Refuses)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Refuses.sent.clear()
+    yield os.environ | {
+        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{server.server_port}", "AWS_REGION": "us-east-1",
+        "AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b",
+    }  # fmt: skip
+    server.shutdown()
+
+
+def in_a_process(code: str, environment: dict[str, str]) -> str:
+    command = [sys.executable, "-c", f"from cluster import storage\n{code}"]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False).stderr
+
+
+def test_what_is_sent_has_its_length_and_no_trailer(refusing: dict[str, str]) -> None:
+    # Ceph's gateway answers 411 to uploads in chunks with a checksum behind them
+    in_a_process("f = storage.open_write('s3://b/k')\nf.write(b'x' * 100)\nf.close()", refusing)
+    parts = [headers for headers in Refuses.sent if headers.get("content-length", "0") == "100"]
+    assert parts, Refuses.sent
+    assert not any("x-amz-trailer" in headers or "chunked" in str(headers) for headers in Refuses.sent)
+
+
+def test_a_refusal_is_told_with_the_next_move(refusing: dict[str, str]) -> None:
+    told = in_a_process("storage.check_writable('s3://b/run')", refusing)
+    assert "DataError: s3://b/run: cannot write there: S3 answers AccessDenied to PutObject; the keys" in told
+
+
+def test_only_errors_of_s3_are_told_as_such(refusing: dict[str, str]) -> None:
+    assert storage.s3_error(ValueError("x")) is None
+    gone = refusing | {"AWS_ENDPOINT_URL": "http://127.0.0.1:9"}
+    code = "try: storage.exists('s3://b/k')\nexcept Exception as e: raise SystemExit(storage.s3_error(e))"
+    assert in_a_process(code, gone).strip().endswith("look at AWS_ENDPOINT_URL")

@@ -1,6 +1,7 @@
 """RLHF as one recipe: every stage takes the model of the one before, and what is done is not done again."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,10 @@ def test_rlhf_runs_as_one_recipe_and_a_finished_stage_is_not_run_again(recipe, p
         "| ppo | ppo | 4 | reward |",
     ):
         assert row in page
+    shown = Path(out, "report.html").read_text()
+    links = re.findall(r'href="([^"]+)"', shown)
+    assert set(links) == {f"{name}/report.html" for name in stages}
+    assert all(Path(out, link).is_file() for link in links)
     again = train_chain(stages, out, crew=crew)
     assert [report.steps_done for report in again.values()] == [0, 0, 0]
     assert Path(out, "report.md").read_text() == page

@@ -3,6 +3,9 @@
 import json
 import re
 
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
 from trainers.page import page, plot, suggested_rate, thinned, write_page
 
 
@@ -45,6 +48,47 @@ def test_the_page_shows_curves_figures_alarms_and_samples_and_escapes_text(tmp_p
     assert "<script" not in text
     assert len(text) < 100_000
     assert write_page(str(tmp_path / "run")) == str(tmp_path / "run" / "report.html")
+
+
+def test_what_an_algorithm_logs_is_drawn_and_no_accuracy_lies_among_losses(tmp_path):
+    lines = []
+    for step in range(1, 21):
+        lines.append({"step": step, "loss": 0.7, "accuracy": 0.5, "kl": 1.0, "rate": 1e-3, "seconds": 1, "tokens": 9})
+    lines.append({"step": 20, "validation": 0.68, "validation_accuracy": 0.61})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (tmp_path / "recipe.yaml").write_text("trainer: reward\npeft: null\n")
+    text = page(str(tmp_path))
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    assert captions[:3] == ["loss", "accuracy (share of items)", "KL to the reference (nats per answer)"]
+    figures = dict(zip(captions, re.findall(r"<figure>(.*?)</figure>", text), strict=True))
+    assert "held out: 0.61 at 20" in figures["accuracy (share of items)"]
+    assert "validation: 0.68 at 20" in figures["loss"]
+    assert "0.61" not in figures["loss"]
+    assert "peft" not in text
+
+
+def test_what_lies_above_the_edge_is_said():
+    drawn = plot("x", {"a": [(step, 1000.0 if step == 1 else 1 + step / 1000) for step in range(1, 200)]})
+    assert "1 above the edge, up to 1000" in drawn
+    assert "above the edge" not in plot("x", {"a": [(step, float(step)) for step in range(1, 200)]})
+
+
+@given(st.floats(-1e9, 1e9), st.floats(1e-6, 1e9))
+def test_ticks_are_few_in_order_inside_and_tell_each_other_apart(low, width):
+    high = low + width
+    assume(width > 1e-6 * max(abs(low), abs(high)))
+    drawn = plot("x", {"a": [(0, low), (1, high)]})
+    labels = re.findall(r'text-anchor="end">([^<]*)<', drawn)
+    heights = [float(h) for h in re.findall(r'class="grid"[^>]*y1="([^"]+)"', drawn)]
+    assert 2 <= len(labels) <= 6
+    assert len(set(labels)) == len(labels), labels
+    assert heights == sorted(heights, reverse=True)
+    assert all(0 <= height <= 266 for height in heights)
+
+
+def test_more_curves_than_colours_are_dashed():
+    curves = {f"curve {n}": [(0, float(n)), (1, float(n))] for n in range(8)}
+    assert plot("x", curves).count("stroke-dasharray") == 2
 
 
 def test_every_point_of_a_plot_lies_inside_it():

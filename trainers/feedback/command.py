@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import Field
 
 from cluster.errors import RecipeError
-from cluster.settings import Settings, assign, make, read_yaml
+from cluster.settings import Settings, assign, make, read_yaml, refuse_other
 from trainers.feedback.judge import Comparing, put
 from trainers.feedback.writer import Model
 
@@ -38,6 +38,7 @@ class SelectFile(Settings):
 def feedback(action: str, recipe: str, out: str, changes: Sequence[str] = ()) -> Iterator[str]:
     """Do it, write OUT/report.json, and tell the figures line by line. The same call again continues."""
     raw = read_yaml(recipe)
+    refuse_other(raw, recipe, f"feedback {action}")
     for change in changes:
         assign(raw, change)
     found = _done(action, raw, out, recipe)

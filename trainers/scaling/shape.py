@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from cluster.errors import RecipeError
-from cluster.settings import Settings, assign, make, read_yaml
-from trainers.page import plot, static_page
+from cluster.page import document, table
+from cluster.settings import Settings, assign, make, read_yaml, refuse_other
+from trainers.page import plot
 from trainers.scaling.sweep import Runner, finished, whole_run
 from trainers.train import TrainReport
 from trainers.workers import Crew
@@ -103,6 +104,7 @@ def shape_of(parameters: int, layers: int, head_size: int, ffn_ratio: float, tol
 def load_shapes(path: str, changes: Sequence[str] = ()) -> Shapes:
     """The study in a YAML file with `path.to.field=value` changes applied. Raises RecipeError."""
     raw = read_yaml(path)
+    refuse_other(raw, path, "scale shape")
     for change in changes:
         assign(raw, change)
     made = make(Shapes, raw, path)
@@ -173,7 +175,8 @@ def _page(result: Mapping[str, Any]) -> str:
             for name, key in (("training", "train"), ("held-out", "test"))
         }
         if len({round(x, 2) for x, _ in curves["training"]}) > 1:
-            plots += plot(f"loss against {title}", curves, logarithmic=True, points=True)
-    table = f"<table><tr>{''.join(f'<th class=n>{name}' for name in names)}{''.join(rows)}</table>"
+            plots += plot("loss (nats per token)", curves, across=title, logarithmic=True, points=True)
+    runs = table("".join(f"<th class=n>{name}" for name in names), rows)
     spread = f"<p>The worst shape's loss is {result['spread']:.2%} above the best one's.</p>"
-    return static_page("The same number of weights in several shapes", f"{spread}{plots}<h2>Runs</h2>{table}")
+    title = "The same number of weights in several shapes"
+    return document(f"{title} · corpusmill", f"<h1>{title}</h1>{spread}{plots}<h2>Runs</h2>{runs}")

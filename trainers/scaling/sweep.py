@@ -19,9 +19,10 @@ from pydantic import Field
 
 from cluster import storage
 from cluster.errors import DataError, RecipeError
-from cluster.settings import Settings, assign, make, read_yaml
+from cluster.page import document, table
+from cluster.settings import Settings, assign, make, read_yaml, refuse_other
 from pipeline.schema import DATASET_FILE
-from trainers.page import plot, static_page
+from trainers.page import plot
 from trainers.recipe import TrainRecipe, from_mapping
 from trainers.scaling.law import UNDETERMINED, Law
 from trainers.train import TrainReport, train
@@ -81,6 +82,7 @@ class Sweep(Settings):
 def load_sweep(path: str, changes: Sequence[str] = ()) -> Sweep:
     """The sweep in a YAML file with `path.to.field=value` changes applied. Raises RecipeError."""
     raw = read_yaml(path)
+    refuse_other(raw, path, "scale sweep")
     for change in changes:
         assign(raw, change)
     made = make(Sweep, raw, path)
@@ -253,13 +255,15 @@ def _page(result: Mapping[str, Any]) -> str:
     larger = [result["larger"]] if "larger" in result else []
     for point in [*result["points"], *larger]:
         n, d, loss = point["parameters"], point["tokens"], point["loss"]
-        curves.setdefault(_short(n), []).append((d, loss))
+        curves.setdefault(f"{_short(n)} parameters", []).append((d, loss))
         said = float(law.loss(n, d))
-        cells = (f"{n:,}", f"{d:,}", f"{loss:.4f}", f"{said:.4f}", f"{said / loss - 1:+.2%}")
-        rows.append(f"<tr>{''.join(f'<td class=n>{cell}' for cell in cells)}")
+        rows.append(
+            f"<tr><td class=n>{n:,}<td class=n>{d:,}<td class=n>{loss:.4f}<td class=n>{said:.4f}"
+            f"<td class=n>{said / loss - 1:+.2%}"
+        )
     spread = result["fit"]["intervals"]
     coefficients = [
-        f"<tr><td>{name}<td class=n>{value:.5g}<td>{spread[name][0]:.5g} to {spread[name][1]:.5g}"
+        f"<tr><td>{name}<td class=n>{value:.5g}<td class=n>{spread[name][0]:.5g} to {spread[name][1]:.5g}"
         for name, value in result["fit"]["law"].items()
     ]
     told = "" if law.determined else f"<p>{UNDETERMINED}.</p>"
@@ -269,11 +273,13 @@ def _page(result: Mapping[str, Any]) -> str:
             f"<p>Predicted {result['predicted']:.4f} ({low:.4f} to {high:.4f}), measured {result['measured']:.4f}: "
             f"off by {result['error']:+.2%}.</p>"
         )
-    head = "".join(f"<th class=n>{name}" for name in ("parameters", "tokens", "held-out loss", "law", "off"))
-    runs = f"<table><tr>{head}{''.join(rows)}</table>"
-    fitted = f"<table><tr><th>coefficient<th class=n>value<th>95 %{''.join(coefficients)}</table>"
-    shown = plot("held-out loss against tokens", curves, logarithmic=True) + _valleys(result)
-    return static_page("Scaling sweep", f"{told}{shown}<h2>Runs</h2>{runs}<h2>L = E + A/N^α + B/D^β</h2>{fitted}")
+    right = "<th class=n>"
+    runs = table(right + right.join(("parameters", "tokens", "held-out loss", "law", "law is off by")), rows)
+    fitted = table(f"<th>coefficient{right}value{right}95 % interval", coefficients)
+    shown = plot("held-out loss (nats per token)", curves, across="tokens", logarithmic=True) + _valleys(result)
+    form = "L = E + A/N<sup>α</sup> + B/D<sup>β</sup>"
+    body = f"<h1>Scaling sweep</h1>{told}{shown}<h2>Runs</h2>{runs}<h2>{form}</h2>{fitted}"
+    return document("scaling sweep · corpusmill", body)
 
 
 def _valleys(result: Mapping[str, Any]) -> str:
@@ -283,7 +289,8 @@ def _valleys(result: Mapping[str, Any]) -> str:
     curves: dict[str, list[tuple[float, float]]] = {}
     for point in sorted(result["points"], key=lambda one: (one["flops"], one["parameters"])):
         curves.setdefault(f"{point['flops']:.3g} FLOP", []).append((point["parameters"], point["loss"]))
-    return plot("held-out loss against parameters", curves, logarithmic=True) + f"<p>{html.escape(_best(result))}</p>"
+    drawn = plot("held-out loss (nats per token)", curves, across="parameters", logarithmic=True)
+    return f"{drawn}<p>{html.escape(_best(result))}</p>"
 
 
 def _best(result: Mapping[str, Any]) -> str:

@@ -88,7 +88,7 @@ def _repeated(options: argparse.Namespace) -> list[str]:
 
 
 def _emergence(options: argparse.Namespace) -> list[str]:
-    from trainers.page import static_page
+    from cluster.page import document
     from trainers.scaling.emergence import study_files
 
     found = study_files(options.file, options.runs, options.scale, options.task, options.where)
@@ -106,7 +106,8 @@ def _emergence(options: argparse.Namespace) -> list[str]:
     ]
     if options.out:
         body = "".join(_drawn(found, str(row["task"])) for row in found.rows)
-        Path(options.out).write_text(static_page("Emergence", f"<pre>{_escaped(lines)}</pre>{body}"), encoding="utf-8")
+        body = f"<h1>Emergence</h1><pre>{_escaped(lines)}</pre>{body}"
+        Path(options.out).write_text(document("emergence · corpusmill", body), encoding="utf-8")
     return lines
 
 
@@ -115,7 +116,9 @@ def _drawn(found: Studied, task: str) -> str:
     from trainers.page import plot
 
     names = [task, *([found.smooth[task]] if task in found.smooth else [])]
-    return "".join(plot(name, {name: found.values[name]}, logarithmic=True, points=True) for name in names)
+    return "".join(
+        plot(name, {name: found.values[name]}, across=found.scale, logarithmic=True, points=True) for name in names
+    )
 
 
 def _escaped(lines: list[str]) -> str:
