@@ -8,6 +8,7 @@ an iteration, never within one: a checkpoint is saved there, and a lost worker's
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -30,8 +31,9 @@ from trainers.objective import Start
 from trainers.reward import load_reward
 from trainers.rewards import Scorer
 from trainers.roles import Frozen, Role
-from trainers.rollout import EngineSampler, Sampling, check_gap, gap
+from trainers.rollout import EngineSampler, Sampler, Sampling, TakesWeights, check_gap, gap
 from trainers.scatter import Scatter
+from trainers.vllm import VLLM, VLLMSampler
 
 
 class OnPolicy(Settings):
@@ -60,6 +62,9 @@ class OnPolicy(Settings):
     reference: str = Field("start", description="start: the run's first weights; or a folder")
     validation_prompts: str | None = Field(None, description="held-out prompts, answered greedily at every evaluation")
     slots: int = Field(256, gt=0, description="answers that one rank samples at a time")
+    vllm: dict[str, Any] | None = Field(
+        None, description="sample by vLLM in an environment of its own: {python: …/bin/python, cache_gib: …}"
+    )
     variance_every: int = Field(
         0, ge=0, description="iterations between two reports of every Ψ's gradient variance on the same answers"
     )
@@ -147,6 +152,7 @@ class Iterations:
         self.penalty = self.beta
         """β of the iteration at hand; `beta` is the next one's."""
         self._sampler: EngineSampler | None = None
+        self._vllm: VLLMSampler | None = None
         self._moved = [0.0, 0.0]
 
     # ---- what a subclass adds ------------------------------------------------------------------------------------
@@ -191,9 +197,7 @@ class Iterations:
 
     def sample(self, policy: Any, first: int) -> Samples:
         """This rank's answers to the iteration's prompts: its share of every minibatch. A collective under ZeRO 3."""
-        if self._sampler is None:
-            self._sampler = EngineSampler(policy, self.tokenizer, slots=self.settings.slots)
-        self._sampler.refresh()
+        self.refreshed(policy)
         share = self.per_step // self.ranks.world
         numbers: list[int] = []
         for minibatch in range(self.settings.minibatches):
@@ -201,6 +205,20 @@ class Iterations:
             numbers += range(begin, begin + share)
         chosen = [self.prompts[order(number, 1, len(self.prompts), self.recipe.seed)[0]] for number in numbers]
         return self.answered(chosen, self.sampling, numbers)
+
+    def refreshed(self, policy: Engine) -> None:
+        """Start what samples, and give it the policy's present weights. A collective under ZeRO 3."""
+        if self._sampler is None:
+            settings, config, device = self.settings, policy.module.lm.config, self.ranks.device
+            sampler: TakesWeights
+            if settings.vllm is None:
+                sampler = Sampler(config, self.tokenizer, device, slots=settings.slots)
+            else:
+                own, dtype = make(VLLM, settings.vllm, "objective.vllm"), policy.compute_dtype
+                gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if device.type == "cuda" else ""
+                sampler = self._vllm = VLLMSampler(config, self.tokenizer, own, self.sampling, dtype=dtype, gpu=gpu)
+            self._sampler = EngineSampler(policy, sampler)
+        self._sampler.refresh()
 
     def answered(self, chosen: Sequence[Prompt], sampling: Sampling, numbers: Sequence[int]) -> Samples:
         """Sampled answers with what rules say of them."""
@@ -336,9 +354,7 @@ class Iterations:
         if not self.held_out:
             return {}
         policy: Any = roles["policy"]
-        if self._sampler is None:
-            self._sampler = EngineSampler(policy, self.tokenizer, slots=self.settings.slots)
-        self._sampler.refresh()
+        self.refreshed(policy)
         world = self.ranks.world
         mine = self.held_out[self.ranks.rank :: world] or self.held_out[:1]
         greedy = self.sampling.model_copy(update={"temperature": 0.0, "samples": 1})
@@ -356,7 +372,9 @@ class Iterations:
         return 0.0
 
     def close(self) -> None:
-        """No threads."""
+        """End the engine that samples, where it is another process."""
+        if self._vllm is not None:
+            self._vllm.close()
 
 
 def trimmed(batch: Any) -> Any:

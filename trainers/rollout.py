@@ -83,10 +83,7 @@ class Sampler:
             self.lm: Any = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
         self.lm.set_attn_implementation("corpusmill_cached")
         self.tokenizer, self.slots, self.device = tokenizer, slots, device
-        eos = config.eos_token_id
-        self.ends = set(eos if isinstance(eos, list) else [eos]) | {tokenizer.eos_token_id}
-        if (turn := turn_end(tokenizer)) in tokenizer.get_vocab():  # a model that chats ends its turn with this
-            self.ends.add(tokenizer.convert_tokens_to_ids(turn))
+        self.ends = end_tokens(config, tokenizer)
         self.ahead = ahead if ahead is not None else 8 if device.type == "cuda" else 1
         self._decoder: _Decoder | None = None
         self.steps = 0
@@ -116,15 +113,7 @@ class Sampler:
         """See `Rollouts.generate`. A prompt that has several answers at a time is read once."""
         if not prompts:
             return []
-        longest = max(map(len, prompts))
-        most = self.lm.config.max_position_embeddings
-        if min(map(len, prompts)) < 1:
-            raise DataError(f"prompt {[len(p) for p in prompts].index(0)} is empty; give at least one token")
-        if longest + sampling.max_tokens > most:
-            raise DataError(
-                f"a prompt of {longest} tokens and {sampling.max_tokens} new ones do not fit the model's {most} "
-                "positions"
-            )
+        longest = check_fit(prompts, sampling, self.lm.config.max_position_embeddings)
         names = list(numbers) if numbers is not None else list(range(len(prompts)))
         work = _Work(prompts, names, sampling, self.tokenizer, self.ends)
         if self.ahead > 1:
@@ -412,12 +401,41 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, T
     return tokens, log_probs.gather(-1, tokens[:, None])[:, 0]
 
 
+def end_tokens(config: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer: EOS, and what ends a turn of a model that chats."""
+    eos = config.eos_token_id
+    ends = set(eos if isinstance(eos, list) else [eos]) | {tokenizer.eos_token_id}
+    if (turn := turn_end(tokenizer)) in tokenizer.get_vocab():
+        ends.add(tokenizer.convert_tokens_to_ids(turn))
+    return ends - {None}
+
+
+def check_fit(prompts: Sequence[Sequence[int]], sampling: Sampling, positions: int) -> int:
+    """The longest prompt's tokens. Raises DataError for an empty prompt, and for answers that would not fit."""
+    lengths = [len(prompt) for prompt in prompts]
+    if min(lengths) < 1:
+        raise DataError(f"prompt {lengths.index(0)} is empty; give at least one token")
+    if max(lengths) + sampling.max_tokens > positions:
+        raise DataError(
+            f"a prompt of {max(lengths)} tokens and {sampling.max_tokens} new ones do not fit the model's {positions} "
+            "positions; shorten max_tokens, or take such prompts out"
+        )
+    return max(lengths)
+
+
+class TakesWeights(Rollouts, Protocol):
+    """What samples with weights that it is given."""
+
+    def take(self, weights: dict[str, Tensor]) -> None:
+        """Use these from now on. Names as in transformers, tied ones once."""
+        ...
+
+
 class EngineSampler:
     """Samples from a trained role. `refresh` after every update: ZeRO 3 gathers its weights once, there."""
 
-    def __init__(self, engine: Engine, tokenizer: Any, *, slots: int = 64):
-        self.engine = engine
-        self.sampler = Sampler(engine.module.lm.config, tokenizer, engine.ranks.device, slots=slots)
+    def __init__(self, engine: Engine, sampler: TakesWeights):
+        self.engine, self.sampler = engine, sampler
 
     def refresh(self) -> None:
         """Look at the engine's present weights. A collective; below ZeRO 3 no tensor is copied."""
