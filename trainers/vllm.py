@@ -80,13 +80,13 @@ class Server:
             raise RuntimeError("vLLM kept cached prefixes of the old weights")
 
     def generate(
-        self, prompts: list[list[int]], seeds: list[int], how: dict[str, Any]
+        self, asked: list[tuple[list[int], int]], seeds: list[int], how: dict[str, Any]
     ) -> list[tuple[list[int], list[float], bool]]:
-        """(tokens, log-probabilities, finished) per prompt."""
+        """(tokens, log-probabilities, finished) per prompt and longest answer."""
         from vllm import SamplingParams
 
-        params = [SamplingParams(seed=seed, **how) for seed in seeds]
-        out = self.llm.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+        params = [SamplingParams(seed=seed, max_tokens=n, **how) for (_, n), seed in zip(asked, seeds, strict=True)]
+        out = self.llm.generate([{"prompt_token_ids": ids} for ids, _ in asked], params, use_tqdm=False)
         found = []
         for answer in (request.outputs[0] for request in out):
             tokens = list(answer.token_ids)
@@ -129,23 +129,29 @@ class VLLMSampler:
             self._call("take", self._weights)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, numbers: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        numbers: Sequence[int] | None = None,
+        most: Sequence[int] | None = None,
     ) -> list[Answer]:
         """See `Rollouts.generate`. An answer's draws depend on the seed, the prompt's number and the sample alone."""
         if not prompts:
             return []
-        check_fit(prompts, sampling, self.config.max_position_embeddings)
+        limits = list(most) if most is not None else [sampling.max_tokens] * len(prompts)
+        check_fit(prompts, limits, self.config.max_position_embeddings)
         if sampling.temperature and log_prob_mode(sampling) != self.mode:
             raise RecipeError("vllm: an engine cannot change between cut and whole distributions; start another")
         how: dict[str, Any] = {
             "temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": sampling.top_k or -1,
-            "max_tokens": sampling.max_tokens, "stop": list(sampling.stop), "logprobs": 0, "ignore_eos": True,
+            "stop": list(sampling.stop), "logprobs": 0, "ignore_eos": True,
             "stop_token_ids": sorted(self.ends), "include_stop_str_in_output": True,
         }  # fmt: skip
         names = list(numbers) if numbers is not None else list(range(len(prompts)))
         requests = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(sampling.samples)]
         seeds = [seed_of(sampling.seed, names[prompt], sample) for prompt, sample in requests]
-        found = self._call("generate", [list(prompts[prompt]) for prompt, _ in requests], seeds, how)
+        asked = [(list(prompts[prompt]), limits[prompt]) for prompt, _ in requests]
+        found = self._call("generate", asked, seeds, how)
         return [Answer(p, s, *answer) for (p, s), answer in zip(requests, found, strict=True)]
 
     def _call(self, method: str, *arguments: Any) -> Any:
