@@ -128,7 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments")
 
     made = verb("feedback", _feedback, "judge, choose among or synthesise answers, and loops that learn from them")
-    made.add_argument("action", choices=["judge", "select", "rlaif", "spin", "self_rewarding", "self_instruct"])
+    ways = ["judge", "select", "solve", "rlaif", "spin", "self_rewarding", "self_instruct", "evol_instruct"]
+    made.add_argument("action", choices=ways)
     recipe_options(made)
     made.add_argument("--out", required=True, help="folder; the same command again continues")
 
