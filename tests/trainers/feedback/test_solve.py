@@ -38,7 +38,8 @@ def recipe(folders):
     lm, reward, problems = folders
     return {
         "data": [problems], "model": lm, "outcome": reward, "process": reward, "step_end": "a", "beams": 2, "width": 2,
-        "draw": {"temperature": 1.0, "samples": 4, "max_tokens": 24}, "step_tokens": 8, "most_steps": 3, "chunk": 2, "workers": 1,
+        "draw": {"temperature": 1.0, "samples": 4, "max_tokens": 24}, "step_tokens": 8, "most_steps": 3,
+        "chunk": 2, "workers": 1,
         "budgets": [{"least": 0, "most": 8, "end": "a"}, {"least": 30, "most": 40, "end": "a", "wait": "b"}],
     }  # fmt: skip
 
