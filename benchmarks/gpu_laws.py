@@ -270,7 +270,7 @@ def main() -> int:
         if "packed" in laws:
             # in a process of its own, so that its GPU memory is gone afterwards
             code = f"import json, gpu_laws; print(json.dumps(gpu_laws.packed({data!r}, {options.device!r})))"
-            place = {**os.environ, "PYTHONPATH": os.pathsep.join(PLACES)}
+            place = {**os.environ, "PYTHONPATH": os.pathsep.join(one for one in sys.path if one)}
             done = subprocess.run([sys.executable, "-c", code], env=place, capture_output=True, text=True, check=False)
             answer = done.stdout.strip().splitlines()
             failed = [("packed equals separate", False, done.stderr[-2000:])]
