@@ -15,7 +15,7 @@ import threading
 from collections.abc import Sequence
 
 TRAIN = ("torch", "deepspeed", "transformers", "safetensors", "tensorboard", "scipy", "peft")
-FEEDBACK = ("judge", "select", "rlaif", "spin", "self_rewarding", "self_instruct", "evol_instruct")
+FEEDBACK = ("judge", "select", "solve", "rlaif", "spin", "self_rewarding", "self_instruct", "evol_instruct")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

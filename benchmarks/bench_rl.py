@@ -130,7 +130,7 @@ def write_prompts(path: Path, count: int, args: argparse.Namespace, shots: int) 
 def rollout(model: str, args: argparse.Namespace, folder: Path) -> None:
     """Tokens per second of both samplers on the same prompts, weights and dtype, in turn."""
     import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM, AutoTokenizer, ContinuousBatchingConfig, GenerationConfig
 
     from trainers.answers import Encoder
     from trainers.rollout import Sampler, Sampling
@@ -164,10 +164,23 @@ def rollout(model: str, args: argparse.Namespace, folder: Path) -> None:
             found.append(stop)
         return found
 
-    speeds: dict[str, list[float]] = {"corpusmill": [], "transformers generate": []}
+    def by_batching() -> list[int]:
+        """Transformers' own continuous batching, with the log-probabilities that learning needs."""
+        batching = ContinuousBatchingConfig(num_blocks=args.blocks, return_logprobs=True)
+        sampling = GenerationConfig(
+            do_sample=True, temperature=1.0, top_p=1.0, top_k=0, max_new_tokens=args.max_tokens, eos_token_id=ends,
+            pad_token_id=tokenizer.pad_token_id,
+        )  # fmt: skip
+        asked = [one for one in ids for _ in range(args.samples)]
+        out = lm.generate_batch(asked, sampling, batching, persistent_manager=True)
+        return [len(one.generated_tokens) for one in out.values()]
+
+    ways = {"corpusmill": by_us, "transformers generate": by_transformers, "transformers generate_batch": by_batching}
+    ways = {name: way for name, way in ways.items() if name.rpartition(" ")[2] in ("corpusmill", *args.beside)}
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
     lengths: dict[str, list[int]] = {}
     for turn in range(args.rounds + 1):
-        for name, made in (("corpusmill", by_us), ("transformers generate", by_transformers)):
+        for name, made in ways.items():
             if device.type == "cuda":
                 torch.cuda.synchronize()
             started = time.perf_counter()
@@ -188,8 +201,9 @@ def rollout(model: str, args: argparse.Namespace, folder: Path) -> None:
         rounds, n = ", ".join(f"{value:,.0f}" for value in values), lengths[name]
         mean, median = statistics.mean(n), statistics.median(values)
         tell(f"| {name} | {median:,.0f} | {rounds} | {mean:.0f}, {min(n)}, {max(n)} |", args)
-    ours_, theirs = (statistics.median(values) for values in speeds.values())
-    tell(f"\nratio {ours_ / theirs:.2f}", args)
+    middle = {name: statistics.median(values) for name, values in speeds.items()}
+    for name in list(middle)[1:]:
+        tell(f"\ncorpusmill / {name}: {middle['corpusmill'] / middle[name]:.2f}", args)
 
 
 def where(device: Any) -> str:
@@ -423,6 +437,8 @@ def main() -> None:
     parser.add_argument("--max-tokens", type=int, default=128)
     parser.add_argument("--slots", type=int, default=256)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--beside", nargs="*", default=["generate", "generate_batch"], help="transformers' ways")
+    parser.add_argument("--blocks", type=int, default=None, help="generate_batch: pages of its cache; None: all memory")
     parser.add_argument("--steps", type=int, default=100, help="iterations")
     parser.add_argument("--learn-prompts", type=int, default=32, help="prompts per iteration")
     parser.add_argument("--held-out", type=int, default=64, help="prompts that are answered greedily now and then")

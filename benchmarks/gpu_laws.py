@@ -134,7 +134,8 @@ def zero(data: str, device: str, out: str, whole: dict[int, float], crew: Any) -
     worst = max(abs(after[step] / whole[step] - 1) for step in range(STEPS // 2 + 1, STEPS // 2 + 31))
     exact = all(after[step] == whole[step] for step in range(1, STEPS // 2 + 1))
     good = report.steps_done == STEPS // 2 and exact and worst < 5e-3
-    return "ZeRO 1 to 3 at a checkpoint", good, f"{report.steps_done} steps went on, the first 30 losses off by at most {worst:.1e}"
+    text = f"{report.steps_done} steps went on, the first 30 losses off by at most {worst:.1e}"
+    return "ZeRO 1 to 3 at a checkpoint", good, text
 
 
 def worker(data: str, device: str, out: str, whole: dict[int, float], crew: Any) -> tuple[str, bool, str]:

@@ -192,6 +192,8 @@ def turn_end(tokenizer: Any) -> str:
 
 def read_examples(path: str) -> Iterator[dict[str, Any]]:
     """Raw examples of a JSONL (plain, .gz, .xz) or Parquet file. Raises DataError with file and line."""
+    if not os.path.isfile(path):
+        raise DataError(f"{path}: no such file")
     if path.endswith(".parquet"):
         try:
             for batch in pq.ParquetFile(path).iter_batches():

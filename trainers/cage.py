@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from dataclasses import dataclass
+from typing import IO
 
 _INSIDE = """
 import ctypes, os, resource, sys
@@ -36,38 +37,53 @@ exec(compile(source, "answer", "exec"), {"__name__": "__main__"})
 
 @dataclass(frozen=True)
 class Ran:
-    """What became of a program: passed, or why not (its error's last line, or 'timeout')."""
+    """What became of a program: passed, or why not (its error's last line, or 'timeout'); and what it printed."""
 
     passed: bool
     why: str
+    said: str = ""
 
 
 def run(program: str, *, seconds: float = 10.0, memory_bytes: int = 1 << 30) -> Ran:
     """Whether a Python program runs to its last line without an error; leaving early with status 0 is not passing.
 
-    Isolated interpreter, empty environment, a folder that is deleted, limits on CPU time, memory (bytes), file size and
-    open files, no other processes unless root, no network where the kernel allows a namespace; ended with all its
-    children after `seconds`.
+    Isolated interpreter, empty environment, a folder that is deleted, limits on CPU time, memory (bytes), open files,
+    and files and output (1 MiB), no other processes unless root, no network where the kernel allows a namespace; ended
+    with all its children after `seconds`.
     """
     word = secrets.token_hex(16)
     source = f"{program}\n\nimport sys as _sys\n_sys.__stdout__.write({word!r})\n"
     command = [sys.executable, "-I", "-S", "-c", _INSIDE, str(max(1, round(seconds))), str(memory_bytes)]
-    with tempfile.TemporaryDirectory() as folder:
+    # files, not pipes: the bound on file sizes holds for what is printed too
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        tempfile.TemporaryFile() as printed,
+        tempfile.TemporaryFile() as wrong,
+    ):
         process = subprocess.Popen(
             command, cwd=folder, env={}, text=True, errors="replace", start_new_session=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            stdin=subprocess.PIPE, stdout=printed, stderr=wrong,
         )  # fmt: skip
+        late = False
         try:
-            out, errors = process.communicate(source, timeout=seconds)
+            process.communicate(source, timeout=seconds)
         except subprocess.TimeoutExpired:
-            return Ran(False, "timeout")
+            late = True
         finally:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+        out, errors = _text(printed), _text(wrong)
+    if late:
+        return Ran(False, "timeout", out)
     if process.returncode == 0 and out.endswith(word):
-        return Ran(True, "")
+        return Ran(True, "", out.removesuffix(word))
     lines = errors.strip().splitlines()
     if lines:
-        return Ran(False, lines[-1][:200])
-    return Ran(False, f"exit status {process.returncode}" if process.returncode else "left before its end")
+        return Ran(False, lines[-1][:200], out)
+    return Ran(False, f"exit status {process.returncode}" if process.returncode else "left before its end", out)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")

@@ -91,7 +91,7 @@ class AnswerRows:
 def rows_of(
     prompts: Sequence[Sequence[int]], answers: Sequence[Answer], *, pad: int, multiple: int = 8, width: int = 0
 ) -> AnswerRows:
-    """Each answer behind its prompt in a row of its own; targets are the answer's tokens, the EOS included.
+    """Each answer behind its prompt in a row of its own; targets are the policy's own tokens, the EOS included.
 
     The width is the longest row, or `width`, rounded up to `multiple`.
     """
@@ -107,6 +107,7 @@ def rows_of(
         ids[i, :end] = torch.tensor(prompt + answer.tokens)
         positions[i, :end], positions[i, end:] = torch.arange(end), torch.arange(longest - end)
         index[i, end:] = 1
-        targets[i, start - 1 : end - 1] = torch.tensor(answer.tokens)
+        own = torch.tensor(answer.own if answer.own is not None else [True] * len(answer.tokens))
+        targets[i, start - 1 : end - 1] = torch.where(own, torch.tensor(answer.tokens), IGNORE)
         sampled[i, start - 1 : end - 1] = torch.tensor(answer.log_probs)
     return AnswerRows(ids, positions, index, targets, sampled)

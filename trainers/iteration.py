@@ -8,6 +8,7 @@ an iteration, never within one: a checkpoint is saved there, and a lost worker's
 from __future__ import annotations
 
 import copy
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -30,8 +31,10 @@ from trainers.objective import Start
 from trainers.reward import load_reward
 from trainers.rewards import Scorer
 from trainers.roles import Frozen, Role
-from trainers.rollout import EngineSampler, Sampling, check_gap, gap
+from trainers.rollout import EngineSampler, Sampler, Sampling, TakesWeights, check_gap, gap
 from trainers.scatter import Scatter
+from trainers.tools import Tool, WithTool, holes
+from trainers.vllm import VLLM, VLLMSampler
 
 
 class OnPolicy(Settings):
@@ -60,6 +63,12 @@ class OnPolicy(Settings):
     reference: str = Field("start", description="start: the run's first weights; or a folder")
     validation_prompts: str | None = Field(None, description="held-out prompts, answered greedily at every evaluation")
     slots: int = Field(256, gt=0, description="answers that one rank samples at a time")
+    tool: dict[str, Any] | None = Field(
+        None, description="that the policy may call, see trainers/tools.py: {name: calculator or python, calls: 4, …}"
+    )
+    vllm: dict[str, Any] | None = Field(
+        None, description="sample by vLLM in an environment of its own: {python: …/bin/python, cache_gib: …}"
+    )
     variance_every: int = Field(
         0, ge=0, description="iterations between two reports of every Ψ's gradient variance on the same answers"
     )
@@ -117,6 +126,8 @@ class Samples:
     lengths: Tensor
     finished: Tensor
     parts: dict[str, Tensor]
+    calls: Tensor
+    """Of a tool, per answer."""
     seconds: float = 0.0
     """That the rules took."""
     old: Tensor = field(default_factory=lambda: torch.zeros(0))
@@ -137,8 +148,10 @@ class Iterations:
         self.sampling = settings.draws()
         self.tokenizer = load_tokenizer(start.data.tokenizer)
         self.pad = int(start.data.about["pad_id"])
-        self.prompts = read_prompts(settings.prompts, self.tokenizer)
-        self.held_out = read_prompts(settings.validation_prompts, self.tokenizer) if settings.validation_prompts else []
+        self.prompts = self.fitting(settings.prompts, start.lm.config.max_position_embeddings)
+        self.held_out = []
+        if settings.validation_prompts:
+            self.held_out = self.fitting(settings.validation_prompts, start.lm.config.max_position_embeddings)
         self.scorer = Scorer(settings.rewards)
         self.recipe.check_whole_prompts(self.sampling.samples, self.ranks.world)  # `workers: auto` was not known before
         self.per_step = self.recipe.batch_rows // self.sampling.samples
@@ -147,7 +160,20 @@ class Iterations:
         self.penalty = self.beta
         """β of the iteration at hand; `beta` is the next one's."""
         self._sampler: EngineSampler | None = None
+        self._tool: WithTool | None = None
+        self._vllm: VLLMSampler | None = None
         self._moved = [0.0, 0.0]
+
+    def fitting(self, path: str, positions: int) -> list[Prompt]:
+        """All prompts of a file. Raises DataError for one that leaves no room for an answer: now, not when it comes."""
+        found = read_prompts(path, self.tokenizer)
+        for number, prompt in enumerate(found, 1):
+            if len(prompt.ids) + self.sampling.max_tokens > positions:
+                raise DataError(
+                    f"{path}, example {number}: a prompt of {len(prompt.ids)} tokens and {self.sampling.max_tokens} "
+                    f"new ones do not fit the model's {positions} positions; shorten max_tokens, or take it out"
+                )
+        return found
 
     # ---- what a subclass adds ------------------------------------------------------------------------------------
 
@@ -191,9 +217,7 @@ class Iterations:
 
     def sample(self, policy: Any, first: int) -> Samples:
         """This rank's answers to the iteration's prompts: its share of every minibatch. A collective under ZeRO 3."""
-        if self._sampler is None:
-            self._sampler = EngineSampler(policy, self.tokenizer, slots=self.settings.slots)
-        self._sampler.refresh()
+        self.refreshed(policy)
         share = self.per_step // self.ranks.world
         numbers: list[int] = []
         for minibatch in range(self.settings.minibatches):
@@ -202,20 +226,38 @@ class Iterations:
         chosen = [self.prompts[order(number, 1, len(self.prompts), self.recipe.seed)[0]] for number in numbers]
         return self.answered(chosen, self.sampling, numbers)
 
+    def refreshed(self, policy: Engine) -> None:
+        """Start what samples, and give it the policy's present weights. A collective under ZeRO 3."""
+        if self._sampler is None:
+            settings, config, device = self.settings, policy.module.lm.config, self.ranks.device
+            sampler: TakesWeights
+            if settings.vllm is None:
+                sampler = Sampler(config, self.tokenizer, device, slots=settings.slots)
+            else:
+                own, dtype = make(VLLM, settings.vllm, "objective.vllm"), policy.compute_dtype
+                gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if device.type == "cuda" else ""
+                sampler = self._vllm = VLLMSampler(config, self.tokenizer, own, self.sampling, dtype=dtype, gpu=gpu)
+            self._sampler = EngineSampler(policy, sampler)
+            if settings.tool is not None:
+                tool = make(Tool, settings.tool, "objective.tool")
+                self._tool = WithTool(self._sampler, self.tokenizer, tool, config.max_position_embeddings)
+        self._sampler.refresh()
+
     def answered(self, chosen: Sequence[Prompt], sampling: Sampling, numbers: Sequence[int]) -> Samples:
         """Sampled answers with what rules say of them."""
         assert self._sampler is not None
         ids = [prompt.ids for prompt in chosen]
-        answers = self._sampler.generate(ids, sampling, numbers)
+        answers = (self._tool or self._sampler).generate(ids, sampling, numbers)
         clock = time.perf_counter()
         texts = [self.tokenizer.decode(answer.tokens, skip_special_tokens=True) for answer in answers]
         values = self.scorer.all([chosen[answer.prompt].record for answer in answers], texts)
         return Samples(
             rows=rows_of(ids, answers, pad=self.pad),
             scores=torch.tensor([self.scorer.total(value) for value in values], dtype=torch.float32),
-            lengths=torch.tensor([len(answer.tokens) for answer in answers], dtype=torch.float32),
+            lengths=torch.tensor([len(one.tokens) if one.own is None else sum(one.own) for one in answers]).float(),
             finished=torch.tensor([float(answer.finished) for answer in answers]),
             parts={name: torch.tensor([float(value[name]) for value in values]) for name in self.settings.rewards},
+            calls=torch.tensor([0.0 if one.own is None else float(holes(one.own)) for one in answers]),
             seconds=time.perf_counter() - clock,
         )
 
@@ -241,16 +283,18 @@ class Iterations:
         tokens, apart, _ = gap(samples.old, samples.rows.sampler_log_probs, mask)
         names = sorted(samples.parts)
         mine = [tokens, apart, float(len(samples.scores)), float(samples.scores.sum()), float(samples.lengths.sum())]
-        mine += [float(samples.finished.sum()), float(kl.sum()), float(samples.old.sum())]
+        mine += [float(samples.finished.sum()), float(kl.sum()), float(samples.old.sum()), float(samples.calls.sum())]
         sums = self.ranks.sum(mine + [float(samples.parts[name].sum()) for name in names])
-        tokens, apart, count, scores, lengths, finished, distance, log_probs = sums[:8]
+        tokens, apart, count, scores, lengths, finished, distance, log_probs, calls = sums[:9]
         check_gap(apart / tokens, self.settings.max_gap, self.cursor)
         figures = {
             "reward": scores / count, "answer_tokens": lengths / count, "finished": finished / count,
             "kl": distance / count, "kl_weight": self.beta, "sampled_entropy": -log_probs / tokens,
             "gap": apart / tokens,
         }  # fmt: skip
-        figures |= {f"reward_{name}": value / count for name, value in zip(names, sums[8:], strict=True)}
+        if self.settings.tool is not None:
+            figures["tool_calls"] = calls / count
+        figures |= {f"reward_{name}": value / count for name, value in zip(names, sums[9:], strict=True)}
         self.penalty = self.beta
         if self.settings.kl_target is not None and "reference" in roles:
             self.beta = pg.adapted_coefficient(
@@ -336,9 +380,7 @@ class Iterations:
         if not self.held_out:
             return {}
         policy: Any = roles["policy"]
-        if self._sampler is None:
-            self._sampler = EngineSampler(policy, self.tokenizer, slots=self.settings.slots)
-        self._sampler.refresh()
+        self.refreshed(policy)
         world = self.ranks.world
         mine = self.held_out[self.ranks.rank :: world] or self.held_out[:1]
         greedy = self.sampling.model_copy(update={"temperature": 0.0, "samples": 1})
@@ -356,7 +398,9 @@ class Iterations:
         return 0.0
 
     def close(self) -> None:
-        """No threads."""
+        """End the engine that samples, where it is another process."""
+        if self._vllm is not None:
+            self._vllm.close()
 
 
 def trimmed(batch: Any) -> Any:

@@ -41,6 +41,7 @@ PARTS = {
     "prune": "prune.command.Prune",
     "feedback.judge": "feedback.command.JudgeFile",
     "feedback.select": "feedback.command.SelectFile",
+    "feedback.solve": "feedback.solve.Solve",
     "feedback.rlaif": "feedback.rlaif.Rlaif",
     "feedback.spin": "feedback.spin.Spin",
     "feedback.self_rewarding": "feedback.self_rewarding.SelfRewarding",

@@ -9,13 +9,15 @@ together.
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any, Protocol
 
-from cluster.errors import RecipeError, nearest
+from cluster.errors import DataError, RecipeError, nearest
 from trainers import cage
+from trainers import mathematics as mathematics_apart
 
 Record = Mapping[str, Any]
 RULES = ("number", "mathematics", "passes", "format", "length")
@@ -59,17 +61,15 @@ def number(record: Record, answer: str, *, key: str = "answer", tolerance: float
     return float(found is not None and abs(found - expected) <= tolerance * max(1.0, abs(expected)))
 
 
-def mathematics(record: Record, answer: str, *, key: str = "answer") -> float:
-    """1 when the answer is mathematically equal to record[key] by the package math-verify (extra `math`), else 0."""
-    try:
-        from math_verify import parse, verify
-    except ImportError:
-        raise RecipeError(
-            "rewards: mathematics needs the package math-verify: pip install 'corpusmill[math]'"
-        ) from None
-    # its own time limits use signals, which work in the main thread only; workers train in another
-    expected = parse(str(record[key]), parsing_timeout=None)
-    return float(verify(expected, parse(answer, parsing_timeout=None), timeout_seconds=None))
+def mathematics(
+    records: Sequence[Record], answers: Sequence[str], *, key: str = "answer", seconds: float = 3.0
+) -> list[float]:
+    """1 when the answer is mathematically equal to record[key] by the package math-verify (extra `math`), else 0.
+
+    An answer that takes longer than `seconds` gets 0: see `trainers.mathematics`.
+    """
+    pairs = [(str(record[key]), answer) for record, answer in zip(records, answers, strict=True)]
+    return [float(same) for same in mathematics_apart.equal(pairs, seconds)]
 
 
 def format(_record: Record, answer: str, *, pattern: str) -> float:
@@ -130,11 +130,21 @@ class Scorer:
                 columns[name] = list(rule(records, answers, **settings))  # type: ignore[arg-type,call-overload]
             else:
                 columns[name] = [rule(r, a, **settings) for r, a in zip(records, answers, strict=True)]
+            _check(name, columns[name], records, answers)
         return [{name: values[i] for name, values in columns.items()} for i in range(len(answers))]
 
     def total(self, values: Mapping[str, float]) -> float:
         """Σ weight · value."""
         return sum(weight * values[name] for name, _, weight, _ in self.parts)
+
+
+def _check(name: str, values: Sequence[Any], records: Sequence[Record], answers: Sequence[str]) -> None:
+    """One such value would make every weight of the model NaN. Raises DataError."""
+    if len(values) != len(answers):
+        raise DataError(f"rewards: {name} gave {len(values)} values for {len(answers)} answers")
+    for value, record, answer in zip(values, records, answers, strict=True):
+        if not math.isfinite(value):
+            raise DataError(f"rewards: {name} is {value} for the prompt {record.get('prompt')!r}, answer {answer!r}")
 
 
 def _takes_all(rule: Rule) -> bool:
@@ -150,4 +160,6 @@ def _rule(name: str) -> Rule:
             raise RecipeError(f"rewards: {name}: {error}") from error
     if name not in RULES:
         raise RecipeError(f"rewards: no rule named '{name}'{nearest(name, RULES)}; or give module:function")
+    if name == "mathematics":
+        mathematics_apart.needed()
     return globals()[name]  # type: ignore[no-any-return]

@@ -49,17 +49,24 @@ class Answer:
     """log p of each token under softmax(logits / temperature), before top-k and top-p; at temperature 0 of logits."""
     finished: bool
     """False when it was cut at max_tokens."""
+    own: list[bool] | None = None
+    """Which tokens the policy chose, None: all. The others are what a tool said, with log-probability 0."""
 
 
 class Rollouts(Protocol):
     """What samples."""
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, numbers: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        numbers: Sequence[int] | None = None,
+        most: Sequence[int] | None = None,
     ) -> list[Answer]:
         """`samples` answers per prompt, ordered by (prompt, sample).
 
-        `numbers` name the prompts in the random streams (None: their indices).
+        `numbers` name the prompts in the random streams (None: their indices); `most` bounds each prompt's answers
+        instead of max_tokens.
         """
         ...
 
@@ -83,10 +90,7 @@ class Sampler:
             self.lm: Any = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
         self.lm.set_attn_implementation("corpusmill_cached")
         self.tokenizer, self.slots, self.device = tokenizer, slots, device
-        eos = config.eos_token_id
-        self.ends = set(eos if isinstance(eos, list) else [eos]) | {tokenizer.eos_token_id}
-        if (turn := turn_end(tokenizer)) in tokenizer.get_vocab():  # a model that chats ends its turn with this
-            self.ends.add(tokenizer.convert_tokens_to_ids(turn))
+        self.ends = end_tokens(config, tokenizer)
         self.ahead = ahead if ahead is not None else 8 if device.type == "cuda" else 1
         self._decoder: _Decoder | None = None
         self.steps = 0
@@ -111,27 +115,24 @@ class Sampler:
 
     @torch.no_grad()
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, numbers: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        numbers: Sequence[int] | None = None,
+        most: Sequence[int] | None = None,
     ) -> list[Answer]:
         """See `Rollouts.generate`. A prompt that has several answers at a time is read once."""
         if not prompts:
             return []
-        longest = max(map(len, prompts))
-        most = self.lm.config.max_position_embeddings
-        if min(map(len, prompts)) < 1:
-            raise DataError(f"prompt {[len(p) for p in prompts].index(0)} is empty; give at least one token")
-        if longest + sampling.max_tokens > most:
-            raise DataError(
-                f"a prompt of {longest} tokens and {sampling.max_tokens} new ones do not fit the model's {most} "
-                "positions"
-            )
+        limits = list(most) if most is not None else [sampling.max_tokens] * len(prompts)
+        longest = check_fit(prompts, limits, self.lm.config.max_position_embeddings)
         names = list(numbers) if numbers is not None else list(range(len(prompts)))
-        work = _Work(prompts, names, sampling, self.tokenizer, self.ends)
+        work = _Work(prompts, limits, names, sampling, self.tokenizer, self.ends)
         if self.ahead > 1:
             return self._generate_ahead(work, longest)
         slots = min(self.slots, len(work.requests))
         weight = self.lm.get_input_embeddings().weight
-        cache = Cache(self.lm.config, slots, longest + sampling.max_tokens, self.device, weight.dtype)
+        cache = Cache(self.lm.config, slots, longest, self.device, weight.dtype)
         while work.running():
             if work.should_refill(slots):
                 self._fill(cache, work, slots)
@@ -144,7 +145,7 @@ class Sampler:
         """The same answers, `ahead` tokens at a time with cache and buffers that stay where they are."""
         slots = self.slots if self.device.type == "cuda" else min(self.slots, len(work.requests))
         slots = min(slots, -(-len(work.requests) // 8) * 8)
-        positions = longest + work.sampling.max_tokens + self.ahead
+        positions = longest + self.ahead
         decoder = self._decoder
         if decoder is None or not decoder.serves(slots, positions, work.sampling):
             self._decoder = None  # its memory is needed for the next one
@@ -302,9 +303,16 @@ class _Work:
     """Which answer lies in which slot, what is done, and what waits."""
 
     def __init__(
-        self, prompts: Sequence[Sequence[int]], names: list[int], sampling: Sampling, tokenizer: Any, ends: set[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        limits: list[int],
+        names: list[int],
+        sampling: Sampling,
+        tokenizer: Any,
+        ends: set[int],
     ):
-        self.prompts, self.sampling, self.tokenizer, self.ends = prompts, sampling, tokenizer, ends
+        self.prompts, self.limits, self.sampling = prompts, limits, sampling
+        self.tokenizer, self.ends = tokenizer, ends
         self.requests = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(sampling.samples)]
         self.tokens: list[list[int]] = [[] for _ in self.requests]
         self.log_probs: list[list[float]] = [[] for _ in self.requests]
@@ -370,7 +378,7 @@ class _Work:
             self.tokens[request].append(token)
             self.log_probs[request].append(log_prob)
             self.finished[request] = token in self.ends or self._stopped(request)
-            if self.finished[request] or len(self.tokens[request]) >= self.sampling.max_tokens:
+            if self.finished[request] or len(self.tokens[request]) >= self.limits[self.requests[request][0]]:
                 self.slot[slot] = None
 
     def _stopped(self, request: int) -> bool:
@@ -412,12 +420,44 @@ def draw(logits: Tensor, sampling: Sampling, uniform: Tensor) -> tuple[Tensor, T
     return tokens, log_probs.gather(-1, tokens[:, None])[:, 0]
 
 
+def end_tokens(config: Any, tokenizer: Any) -> set[int]:
+    """The tokens that end an answer: EOS, and what ends a turn of a model that chats."""
+    eos = config.eos_token_id
+    ends = set(eos if isinstance(eos, list) else [eos]) | {tokenizer.eos_token_id}
+    if (turn := turn_end(tokenizer)) in tokenizer.get_vocab():
+        ends.add(tokenizer.convert_tokens_to_ids(turn))
+    return ends - {None}
+
+
+def check_fit(prompts: Sequence[Sequence[int]], most: Sequence[int], positions: int) -> int:
+    """Tokens of the longest prompt with an answer of `most`. Raises DataError for an empty one, and for what is longer
+    than the model reads."""
+    lengths = [len(prompt) for prompt in prompts]
+    if min(lengths) < 1:
+        raise DataError(f"prompt {lengths.index(0)} is empty; give at least one token")
+    whole = [length + limit for length, limit in zip(lengths, most, strict=True)]
+    at = whole.index(max(whole))
+    if whole[at] > positions:
+        raise DataError(
+            f"a prompt of {lengths[at]} tokens and {most[at]} new ones do not fit the model's {positions} positions; "
+            "shorten max_tokens, or take such prompts out"
+        )
+    return whole[at]
+
+
+class TakesWeights(Rollouts, Protocol):
+    """What samples with weights that it is given."""
+
+    def take(self, weights: dict[str, Tensor]) -> None:
+        """Use these from now on. Names as in transformers, tied ones once."""
+        ...
+
+
 class EngineSampler:
     """Samples from a trained role. `refresh` after every update: ZeRO 3 gathers its weights once, there."""
 
-    def __init__(self, engine: Engine, tokenizer: Any, *, slots: int = 64):
-        self.engine = engine
-        self.sampler = Sampler(engine.module.lm.config, tokenizer, engine.ranks.device, slots=slots)
+    def __init__(self, engine: Engine, sampler: TakesWeights):
+        self.engine, self.sampler = engine, sampler
 
     def refresh(self) -> None:
         """Look at the engine's present weights. A collective; below ZeRO 3 no tensor is copied."""
@@ -429,10 +469,14 @@ class EngineSampler:
         self.sampler.take(weights)
 
     def generate(
-        self, prompts: Sequence[Sequence[int]], sampling: Sampling, numbers: Sequence[int] | None = None
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        numbers: Sequence[int] | None = None,
+        most: Sequence[int] | None = None,
     ) -> list[Answer]:
         """See `Rollouts.generate`. Not a collective: ranks may have unequal work."""
-        return self.sampler.generate(prompts, sampling, numbers)
+        return self.sampler.generate(prompts, sampling, numbers, most)
 
 
 def gap(trainer: Tensor, sampler: Tensor, mask: Tensor) -> list[float]:

@@ -184,6 +184,15 @@ def crew(local_ray):
         yield one
 
 
+@pytest.fixture(scope="session")
+def prompts(tmp_path_factory):
+    """A file of prompts to learn from own answers with."""
+    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    lines = ({"prompt": f"say {n}", "answer": "7", "pattern": "a"} for n in range(48))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return str(path)
+
+
 TINY = {"hidden_size": 32, "layers": 2, "heads": 4, "kv_heads": 2, "intermediate_size": 64}
 
 

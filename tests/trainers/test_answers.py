@@ -139,3 +139,8 @@ def test_a_micro_batch_without_rows_and_a_mixture_keep_their_columns(preferences
             expected = mixed.parts[part].data.read(place, 1).extra[name][0]
             np.testing.assert_array_equal(values[row, : len(expected)], expected)
             assert not values[row, len(expected) :].any()
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
+        list(read_examples(str(tmp_path / "none.jsonl")))

@@ -19,16 +19,6 @@ from trainers.iteration import order
 from trainers.log import read_metrics
 from trainers.train import train
 
-
-@pytest.fixture(scope="module")
-def prompts(tmp_path_factory):
-    path = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
-    path.write_text(
-        "".join(json.dumps({"prompt": f"say {n}", "answer": "7", "pattern": "a"}) + "\n" for n in range(48))
-    )
-    return str(path)
-
-
 ROOT = Path(__file__).parents[2]
 FAST = {"rate": 4e-2, "warmup": 1}
 LENGTH = {"length": {"most": 0, "scale": 20, "weight": 1.0}}

@@ -1,10 +1,11 @@
 """Rewards by rules: what is right is paid, what only looks right is not, and no answer harms the run."""
 
+import math
 import time
 
 import pytest
 
-from cluster.errors import RecipeError
+from cluster.errors import DataError, RecipeError
 from trainers.rewards import Scorer, last_number, mathematics, number, passes
 
 TESTS = "assert add(2, 3) == 5\nassert add(-1, 1) == 0"
@@ -34,10 +35,29 @@ def test_a_right_number_pays_in_any_writing_and_a_wrong_one_does_not():
         number({"answer": "many"}, "3")
 
 
-def test_mathematics_knows_equal_expressions():
+def test_mathematics_knows_equal_expressions_and_leaves_what_never_ends():
     pytest.importorskip("math_verify")
-    assert mathematics({"answer": "$\\frac{1}{2}$"}, "it is $\\boxed{0.5}$") == 1.0
-    assert mathematics({"answer": "$\\frac{1}{2}$"}, "it is $\\boxed{0.6}$") == 0.0
+    half = "$\\frac{1}{2}$"
+    answers = ["it is $\\boxed{0.5}$", "$" + "(" * 300 + "1" + ")" * 300 + "$", "$\\boxed{0.6}$", "", "$\\frac{2}{4}$"]
+    started = time.monotonic()
+    assert mathematics([{"answer": half}] * 5, answers, seconds=1.0) == [1.0, 0.0, 0.0, 0.0, 1.0]
+    assert time.monotonic() - started < 100
+
+
+def broken(record, answer):
+    return math.nan if "b" in answer else 0.0
+
+
+def two_for_three(records, answers):
+    return [0.0] * (len(answers) - 1)
+
+
+def test_a_reward_that_is_no_number_is_named_before_it_reaches_the_model():
+    scorer = Scorer({f"{__name__}:broken": 1.0})
+    with pytest.raises(DataError, match="broken is nan for the prompt 'p', answer 'ab'"):
+        scorer.all([{"prompt": "p"}] * 2, ["a", "ab"])
+    with pytest.raises(DataError, match="two_for_three gave 1 values for 2 answers"):
+        Scorer({f"{__name__}:two_for_three": 1.0}).all([{}] * 2, ["a", "b"])
 
 
 @pytest.mark.parametrize(

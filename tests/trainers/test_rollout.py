@@ -145,7 +145,7 @@ class Rank:
         from trainers.experience import rows_of
         from trainers.model import ModelSettings, PackedLM
         from trainers.pretrain import next_token_loss
-        from trainers.rollout import EngineSampler, Sampling, gap
+        from trainers.rollout import EngineSampler, Sampler, Sampling, gap
 
         group = ranks.join(rank, 2, rank, "127.0.0.1", port, "cpu", 60)
         tokenizer = AutoTokenizer.from_pretrained(f"{folder}/tokenizer")
@@ -153,7 +153,7 @@ class Rank:
         for stage in (0, 1, 2, 3):
             lm = model.build(ModelSettings(**shape), vocab_size=300, seq_len=64, seed=3, pad=0, eos=1)
             engine = Engine(PackedLM(lm), EngineSettings(zero=stage), group, 4)
-            sampler = EngineSampler(engine, tokenizer, slots=2)
+            sampler = EngineSampler(engine, Sampler(lm.config, tokenizer, group.device, slots=2))
             if stage == 3:
                 sampler.refresh()  # below it, weights are shared: the sampler cannot fall behind
             share = shared_out(PackedRows(folder), 24, 12, 6, rank=rank, world=2).micro_batches

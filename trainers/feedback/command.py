@@ -1,4 +1,4 @@
-"""`corpusmill feedback`: judge, select, rlaif, spin, self_rewarding, self_instruct or evol_instruct, by a YAML file."""
+"""`corpusmill feedback ACTION RECIPE`: what the model's own samples and judges are good for, each by a YAML file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from cluster.settings import Settings, assign, make, read_yaml, refuse_other
 from trainers.feedback.judge import Comparing, put
 from trainers.feedback.writer import Model
 
-ACTIONS = ("judge", "select", "rlaif", "spin", "self_rewarding", "self_instruct", "evol_instruct")
+ACTIONS = ("judge", "select", "solve", "rlaif", "spin", "self_rewarding", "self_instruct", "evol_instruct")
 
 
 class JudgeFile(Settings):
@@ -42,7 +42,7 @@ def feedback(action: str, recipe: str, out: str, changes: Sequence[str] = ()) ->
     for change in changes:
         assign(raw, change)
     found = _done(action, raw, out, recipe)
-    if action == "select":
+    if action in ("select", "solve"):
         from trainers.feedback.select import Line, told
 
         yield from told([Line(**line) for line in found])
@@ -69,6 +69,10 @@ def _done(action: str, raw: dict[str, Any], out: str, where: str) -> Any:
         chosen = make(SelectFile, raw, where)
         problems = [candidates_of(row) for path in chosen.data for row in read_examples(path)]
         return [asdict(x) for x in against_n(problems, chosen.methods, chosen.ns, draws=chosen.draws, seed=chosen.seed)]
+    if action == "solve":
+        from trainers.feedback.solve import Solve, solve
+
+        return [asdict(line) for line in solve(make(Solve, raw, where), out)]
     if action == "rlaif":
         from trainers.feedback.rlaif import Rlaif, rlaif
 

@@ -56,7 +56,7 @@ def weighted_majority(answers: Sequence[str | None], weights: Sequence[float]) -
     """The best-weighted answer among those with the value of most weight. Li et al. 2023 (DiVeRSe), eq. 4."""
     totals: dict[str, float] = {}
     for answer, weight in zip(answers, weights, strict=True):
-        if weight < 0:
+        if not weight >= 0:  # NaN too
             raise DataError(f"a weight of {weight:g} in a vote: weights are probabilities or other numbers >= 0")
         if answer is not None:
             totals[answer] = totals.get(answer, 0.0) + weight
@@ -74,10 +74,12 @@ def best(scores: Sequence[float]) -> int:
 def aggregate(steps: Sequence[float], how: Aggregate) -> float:
     """One score from those of the steps. Lightman et al. 2023, appendix F (product, min); last: as an outcome.
 
-    An answer without steps gets 0.
+    An answer without steps gets 0, one with a step that is NaN gets −∞.
     """
     if not steps:
         return 0.0
+    if any(math.isnan(step) for step in steps):
+        return -math.inf
     if how == "min":
         return min(steps)
     if how == "product":
@@ -168,15 +170,19 @@ def _subsets(count: int, n: int, draws: int, seed: int) -> list[tuple[int, ...]]
 
 
 def told(lines: Sequence[Line]) -> Iterator[str]:
-    """The report as text, one line per method and one column per n."""
-    ns = sorted({line.n for line in lines})
+    """The report as text: one line per method of METHODS and one column per n, then the other ways with their cost."""
+    grid = [line for line in lines if line.method in METHODS]
+    ns = sorted({line.n for line in grid})
     yield f"{'answers per problem':<20}" + "".join(f"{n:>10}" for n in ns)
-    for method in dict.fromkeys(line.method for line in lines):
-        row = {line.n: line for line in lines if line.method == method}
+    for method in dict.fromkeys(line.method for line in grid):
+        row = {line.n: line for line in grid if line.method == method}
         yield f"{method:<20}" + "".join(f"{100 * row[n].accuracy:>9.2f}%" for n in ns)
-    spent = {line.n: line.tokens for line in lines}
+    spent = {line.n: line.tokens for line in grid}
     if all(value is not None for value in spent.values()):
         yield f"{'tokens per problem':<20}" + "".join(f"{spent[n]:>10.1f}" for n in ns)
+    for line in lines:
+        if line.method not in METHODS:
+            yield f"{line.method:<20}{100 * line.accuracy:>9.2f}% for {line.tokens:.1f} tokens per problem"
 
 
 def candidates_of(raw: Mapping[str, Any]) -> Candidates:
@@ -251,19 +257,24 @@ def beam_search(
 
 
 def force_budget(
-    write: Callable[[str], tuple[str, int]], prompt: str, *, least: int, most: int, wait: str = "\nWait", end: str
+    write: Callable[[str, int], tuple[str, int]],
+    prompt: str,
+    *,
+    least: int,
+    most: int,
+    wait: str = "\nWait",
+    end: str,
 ) -> tuple[str, int]:
     """Make a model think for `least` to `most` tokens. Muennighoff et al. 2025 (s1), section 3.1.
 
-    `write(text)` continues it until `end` (left out) and says how many tokens it wrote. Too short a thought gets
-    `wait` and goes on, too long a one is closed with `end`. Returns the thought and its tokens.
+    `write(text, room)` continues the text by at most `room` tokens or until `end` (left out), and says how many it
+    wrote. Too short a thought gets `wait` and goes on, too long a one is closed with `end`. Returns the thought with
+    `end`, and the tokens written.
     """
-    thought, spent = write(prompt)
-    while spent < least:
-        more, count = write(prompt + thought + wait)
+    thought, spent = write(prompt, most)
+    while spent < min(least, most):
+        more, count = write(prompt + thought + wait, most - spent)
         if not count:
             break
         thought, spent = thought + wait + more, spent + count
-        if spent >= most:
-            break
     return thought + end, spent

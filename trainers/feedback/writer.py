@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -182,15 +183,19 @@ class Server:
             self._wait_for_turn()
             try:
                 with urllib.request.urlopen(request, timeout=self.settings.seconds) as reply:
-                    return json.loads(reply.read())["choices"][0]  # type: ignore[no-any-return]
+                    choice = json.loads(reply.read())["choices"][0]
+                    choice["message"].get("content")
+                    return choice  # type: ignore[no-any-return]
             except urllib.error.HTTPError as error:
                 why = f"HTTP {error.code}: {error.read()[:300].decode(errors='replace')}"
                 if error.code not in RETRIED:
                     raise RunError(f"{self.settings.url}: {self.name} refused a request: {why}") from None
                 asked = error.headers.get("Retry-After", "")
                 pause = max(pause, float(asked)) if asked.replace(".", "", 1).isdigit() else pause
-            except (OSError, ValueError, KeyError, IndexError) as error:  # lost connection, time-out, half a reply
+            except (OSError, HTTPException) as error:  # lost connection, time-out, half a reply
                 why = f"{type(error).__name__}: {error}"
+            except (ValueError, KeyError, IndexError, TypeError, AttributeError) as error:
+                why = f"a reply that is no chat completion ({type(error).__name__}: {error})"
             if attempt + 1 < self.settings.tries:
                 time.sleep(pause)
         raise RunError(

@@ -13,11 +13,12 @@ from trainers.feedback.evol_instruct import EvolInstruct
 from trainers.feedback.rlaif import Rlaif, recipes
 from trainers.feedback.self_instruct import SelfInstruct
 from trainers.feedback.self_rewarding import SelfRewarding
+from trainers.feedback.solve import Solve
 from trainers.feedback.spin import Spin
 from trainers.recipe import from_mapping
 
 FOLDER = Path(__file__).parents[3] / "recipes/feedback"
-KINDS = (JudgeFile, SelectFile, Rlaif, Spin, SelfRewarding, SelfInstruct, EvolInstruct)
+KINDS = (JudgeFile, SelectFile, Solve, Rlaif, Spin, SelfRewarding, SelfInstruct, EvolInstruct)
 
 
 @pytest.mark.parametrize(("action", "kind"), zip(ACTIONS, KINDS, strict=True), ids=ACTIONS)
@@ -26,6 +27,12 @@ def test_each_recipe_names_settings_that_exist(action, kind):
     parts = [getattr(made, name) for name in ("train", "begin") if hasattr(made, name)]
     for part in recipes(made, Path("out")) if isinstance(made, Rlaif) else parts:
         from_mapping({"data": "x", "start_from": "y", **part})
+
+
+@pytest.mark.parametrize("action", ACTIONS)
+def test_the_command_line_knows_every_action(action, tmp_path, capsys):
+    assert main(["feedback", action, str(tmp_path / "none.yaml"), "--out", str(tmp_path)]) == 2
+    assert "none.yaml" in capsys.readouterr().err
 
 
 def test_select_tells_and_writes_what_each_method_reaches(tmp_path, capsys):

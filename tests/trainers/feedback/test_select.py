@@ -3,6 +3,7 @@
 import itertools
 import json
 import lzma
+import math
 from pathlib import Path
 
 import pytest
@@ -63,12 +64,33 @@ def test_a_beam_guided_by_steps_finds_what_greedy_steps_miss():
     assert wide[0].finished
 
 
-def test_a_thought_is_made_longer_or_closed():
-    def write(text):
-        return " word", 2
+@pytest.mark.parametrize(
+    ("least", "most", "thought", "spent"),
+    [
+        (5, 20, " a a\nWait a a\nWait a a</t>", 6),
+        (0, 20, " a a</t>", 2),
+        (9, 3, " a a\nWait a</t>", 3),
+        (0, 1, " a</t>", 1),
+    ],
+)
+def test_a_thought_is_made_longer_or_closed(least, most, thought, spent):
+    def write(text, room):
+        return " a" * min(2, room), min(2, room)
 
-    thought, spent = force_budget(write, "p", least=5, most=20, end="</t>")
-    assert (thought, spent) == (" word\nWait word\nWait word</t>", 6)
+    assert force_budget(write, "p", least=least, most=most, end="</t>") == (thought, spent)
+    silent = force_budget(lambda text, room: ("", 0), "p", least=least, most=most, end="</t>")
+    assert silent == ("</t>", 0)
+
+
+def test_a_score_that_is_no_number_never_wins():
+    nan = float("nan")
+    for how in ("min", "product", "last", "mean"):
+        assert aggregate([nan, 0.5], how) == aggregate([0.5, nan], how) == -math.inf
+    assert choose(Candidates(["a", "b"], steps=[[nan], [0.1]]), "process_min") == 1
+    with pytest.raises(DataError, match="a weight of nan"):
+        select.weighted_majority(["a", "b"], [nan, 1.0])
+    found = beam_search(lambda some, n: [[("a", True), ("b", True)] for _ in some], lambda some: [nan, 0.1], beams=1)
+    assert found[0].steps == ("b",)
 
 
 @pytest.mark.skipif(not MATH.exists(), reason="no ../shared/data/math")

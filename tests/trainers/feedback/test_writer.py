@@ -5,6 +5,7 @@ import math
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import StreamRequestHandler, ThreadingTCPServer
 from typing import ClassVar
 
 import pytest
@@ -82,6 +83,60 @@ def test_what_cannot_be_answered_is_an_error_that_says_why(url):
         Server(Endpoint(url="http://127.0.0.1:9/v1", model="m", tries=2, first_wait=0.0)).write([user("a")], Draw())
     with pytest.raises(DataError, match="either a `folder` or an `endpoint`"):
         Model().open()
+
+
+BROKEN = {
+    "429 that says when": b"HTTP/1.0 429 Slow\r\nRetry-After: 0\r\nContent-Length: 0\r\n\r\n",
+    "500 with a page": b"HTTP/1.0 500 Oops\r\n\r\n<html>\xff</html>",
+    "no JSON": b"HTTP/1.0 200 OK\r\n\r\n<html></html>",
+    "no text": b"HTTP/1.0 200 OK\r\n\r\n\xff\xfe",
+    "a list": b"HTTP/1.0 200 OK\r\n\r\n[]",
+    "null": b"HTTP/1.0 200 OK\r\n\r\nnull",
+    "no choices": b'HTTP/1.0 200 OK\r\n\r\n{"choices": []}',
+    "no message": b'HTTP/1.0 200 OK\r\n\r\n{"choices": [{}]}',
+    "a null choice": b'HTTP/1.0 200 OK\r\n\r\n{"choices": [null]}',
+    "a null message": b'HTTP/1.0 200 OK\r\n\r\n{"choices": [{"message": null}]}',
+    "half a reply": b'HTTP/1.0 200 OK\r\nContent-Length: 999\r\n\r\n{"choices"',
+    "no HTTP": b"SSH-2.0-OpenSSH_9.6\r\n",
+    "nothing": b"",
+    "silence": None,
+}
+GOOD = b'HTTP/1.0 200 OK\r\n\r\n{"choices": [{"message": {"content": "well"}}]}'
+
+
+@pytest.mark.parametrize("name", BROKEN)
+def test_no_broken_reply_is_taken_for_an_answer_or_kept(name, tmp_path):
+    """The first reply is broken, the second is good; then with one try alone."""
+    waiting = threading.Event()
+
+    class Broken(StreamRequestHandler):
+        replies: ClassVar[list] = [BROKEN[name], GOOD, BROKEN[name]]
+
+        def handle(self):
+            head = b""
+            while not head.endswith(b"\r\n\r\n"):
+                head += self.rfile.readline()
+            size = next(int(x.split(b":")[1]) for x in head.splitlines() if x.lower().startswith(b"content-length"))
+            self.rfile.read(size)
+            reply = self.replies.pop(0)
+            if reply is None:
+                waiting.wait(20)
+            else:
+                self.wfile.write(reply)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Broken) as server:
+        server.daemon_threads = True
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+        common = {"url": f"http://127.0.0.1:{server.server_address[1]}/v1", "model": "m", "first_wait": 0.0}
+        common |= {"cache": str(tmp_path / "cache.jsonl"), "seconds": 0.3 if BROKEN[name] is None else 20}
+        patient = Server(Endpoint(**common))
+        assert patient.write([user("a")], Draw()) == [["well"]]
+        assert patient.requests == 2
+        with pytest.raises(RunError, match="failed 1 times, at last with"):
+            Server(Endpoint(**common, tries=1)).write([user("b")], Draw())
+        waiting.set()
+        server.shutdown()
+    assert (tmp_path / "cache.jsonl").read_text().count("\n") == 1
 
 
 def test_a_limit_of_requests_per_minute_is_kept(url):
