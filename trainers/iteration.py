@@ -27,6 +27,7 @@ from trainers.engine import Engine
 from trainers.experience import AnswerRows, Experience, rows_of
 from trainers.model import PackedLM, load, load_tokenizer
 from trainers.objective import Start
+from trainers.peft.tune import prepare
 from trainers.reward import load_reward
 from trainers.rewards import Scorer
 from trainers.roles import Frozen, Role
@@ -191,9 +192,7 @@ class Iterations:
 
     def sample(self, policy: Any, first: int) -> Samples:
         """This rank's answers to the iteration's prompts: its share of every minibatch. A collective under ZeRO 3."""
-        if self._sampler is None:
-            self._sampler = EngineSampler(policy, self.tokenizer, slots=self.settings.slots)
-        self._sampler.refresh()
+        self.refreshed(policy)
         share = self.per_step // self.ranks.world
         numbers: list[int] = []
         for minibatch in range(self.settings.minibatches):
@@ -201,6 +200,14 @@ class Iterations:
             numbers += range(begin, begin + share)
         chosen = [self.prompts[order(number, 1, len(self.prompts), self.recipe.seed)[0]] for number in numbers]
         return self.answered(chosen, self.sampling, numbers)
+
+    def refreshed(self, policy: Engine) -> None:
+        """Start what samples, and give it the policy's present weights. A collective under ZeRO 3."""
+        if self._sampler is None:
+            self._sampler = EngineSampler(policy, self.tokenizer, slots=self.settings.slots)
+            if policy.tuning is not None or self.recipe.peft is not None:
+                self._sampler.sampler.tune(lambda packed: prepare(packed, self.recipe, policy.settings))
+        self._sampler.refresh()
 
     def answered(self, chosen: Sequence[Prompt], sampling: Sampling, numbers: Sequence[int]) -> Samples:
         """Sampled answers with what rules say of them."""
@@ -270,7 +277,11 @@ class Iterations:
 
     @torch.no_grad()
     def over(self, role: Any, samples: Samples, want: Any) -> Tensor:
-        """What a role says of all answers, [answers, width] on the CPU. Equally many calls on every rank."""
+        """What a role says of all answers, [answers, width] on the CPU. Equally many calls on every rank.
+
+        Said as the sampler samples: without the dropout or the noise of a tuning method.
+        """
+        role.eval()
         found = []
         n = len(samples.scores)
         for begin in range(0, n, self.recipe.micro_rows):
@@ -279,6 +290,7 @@ class Iterations:
             whole = torch.zeros((batch.rows, samples.mask.shape[1]))
             whole[:, : values.shape[1]] = values
             found.append(whole)
+        role.train()
         return torch.cat(found)
 
     def cut(self, samples: Samples, rows: range, known: Mapping[str, Tensor]) -> list[Batch]:
@@ -336,9 +348,7 @@ class Iterations:
         if not self.held_out:
             return {}
         policy: Any = roles["policy"]
-        if self._sampler is None:
-            self._sampler = EngineSampler(policy, self.tokenizer, slots=self.settings.slots)
-        self._sampler.refresh()
+        self.refreshed(policy)
         world = self.ranks.world
         mine = self.held_out[self.ranks.rank :: world] or self.held_out[:1]
         greedy = self.sampling.model_copy(update={"temperature": 0.0, "samples": 1})
@@ -395,6 +405,7 @@ def policy_roles(settings: OnPolicy, start: Start) -> dict[str, Role]:
     # rows are short and their width changes: the mask of SDPA needs no compilation per width
     packed = PackedLM(start.lm, "sdpa")
     packed.temperature = temperature
+    prepare(packed, start.recipe, start.engine)
     policy = Engine(packed, start.engine, start.ranks, start.recipe.micro_rows)
     roles: dict[str, Role] = {"policy": policy}
     if needed:

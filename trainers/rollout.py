@@ -8,7 +8,7 @@ of random numbers, keyed by (seed, number of the prompt, number of the sample).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,6 +22,7 @@ from cluster.settings import Settings
 from trainers.answers import turn_end
 from trainers.cache import Cache, cached_attention
 from trainers.engine import Engine
+from trainers.model import PackedLM
 
 
 class Sampling(Settings):
@@ -87,15 +88,34 @@ class Sampler:
         self.ends = set(eos if isinstance(eos, list) else [eos]) | {tokenizer.eos_token_id}
         if (turn := turn_end(tokenizer)) in tokenizer.get_vocab():  # a model that chats ends its turn with this
             self.ends.add(tokenizer.convert_tokens_to_ids(turn))
+        self.tuning: Any = None
         self.ahead = ahead if ahead is not None else 8 if device.type == "cuda" else 1
         self._decoder: _Decoder | None = None
         self.steps = 0
         """Forward passes of one token per slot so far."""
 
+    def tune(self, attach: Callable[[PackedLM], None]) -> None:
+        """Sample as a tuned model does: `attach` changes the model as the trained one was, before `take`."""
+        packed = PackedLM(self.lm)
+        attach(packed)
+        self.tuning = packed.tuning
+        self.lm.set_attn_implementation("corpusmill_cached")
+        packed.eval().requires_grad_(False)
+
+    def _front(self) -> int:
+        """Positions of the cache that a tuning method's vectors take, before every prompt."""
+        soft = self.tuning.in_front() if self.tuning is not None else None
+        return 0 if soft is None else len(soft)
+
     def take(self, weights: dict[str, Tensor]) -> None:
-        """Use these tensors as weights, without copying them. Names as in transformers, tied ones once."""
+        """Use these tensors as weights, without copying them. Names as in transformers, tied ones once; those of a
+        tuning method as in checkpoints."""
+        of_tuning = {name: weights.pop(name) for name in list(weights) if name.startswith("tuning.")}
+        if of_tuning:
+            self.tuning.load_state_dict({name.removeprefix("tuning."): v for name, v in of_tuning.items()}, assign=True)
+            self.tuning.to(self.device).requires_grad_(False)
         if self._decoder is not None and self._decoder.captured():
-            mine = dict(self.lm.named_parameters())
+            mine = {**dict(self.lm.named_parameters()), **dict(self.lm.named_buffers())}
             if all(name in mine for name in weights):
                 for name, tensor in weights.items():  # captured kernels read where the old weights lie
                     if mine[name].data_ptr() != tensor.data_ptr():
@@ -126,12 +146,12 @@ class Sampler:
                 "positions"
             )
         names = list(numbers) if numbers is not None else list(range(len(prompts)))
-        work = _Work(prompts, names, sampling, self.tokenizer, self.ends)
+        work = _Work(prompts, names, sampling, self.tokenizer, self.ends, self._front())
         if self.ahead > 1:
             return self._generate_ahead(work, longest)
         slots = min(self.slots, len(work.requests))
         weight = self.lm.get_input_embeddings().weight
-        cache = Cache(self.lm.config, slots, longest + sampling.max_tokens, self.device, weight.dtype)
+        cache = Cache(self.lm.config, slots, work.front + longest + sampling.max_tokens, self.device, weight.dtype)
         while work.running():
             if work.should_refill(slots):
                 self._fill(cache, work, slots)
@@ -144,7 +164,7 @@ class Sampler:
         """The same answers, `ahead` tokens at a time with cache and buffers that stay where they are."""
         slots = self.slots if self.device.type == "cuda" else min(self.slots, len(work.requests))
         slots = min(slots, -(-len(work.requests) // 8) * 8)
-        positions = longest + work.sampling.max_tokens + self.ahead
+        positions = work.front + longest + work.sampling.max_tokens + self.ahead
         decoder = self._decoder
         if decoder is None or not decoder.serves(slots, positions, work.sampling):
             self._decoder = None  # its memory is needed for the next one
@@ -166,16 +186,20 @@ class Sampler:
         unique = list(dict.fromkeys(work.requests[request][0] for _, request in taken))
         row = {prompt: i for i, prompt in enumerate(unique)}
         lengths = torch.tensor([len(work.prompts[prompt]) for prompt in unique], device=self.device)
-        width = int(lengths.max())
-        ids = torch.zeros((len(unique), width), dtype=torch.long)
+        ids = torch.zeros((len(unique), int(lengths.max())), dtype=torch.long)
         for i, prompt in enumerate(unique):
             ids[i, : len(work.prompts[prompt])] = torch.tensor(work.prompts[prompt])
+        read = ids.to(self.device)
+        if work.front:
+            words = self.lm.get_input_embeddings()(read)
+            read = torch.cat([self.tuning.in_front().to(words.dtype).expand(len(unique), -1, -1), words], 1)
+        width = read.shape[1]
         source = torch.tensor([row[work.requests[request][0]] for _, request in taken], device=self.device)
         cache.fill(torch.tensor([slot for slot, _ in taken], device=self.device), source)
         causal = torch.ones((width, width), dtype=torch.bool, device=self.device).tril()[None, None]
         positions = torch.arange(width, device=self.device).expand(len(unique), -1)
-        hidden = self._pass(ids.to(self.device), positions, causal, cache)
-        last = hidden[torch.arange(len(unique), device=self.device), lengths - 1]
+        hidden = self._pass(read, positions, causal, cache)
+        last = hidden[torch.arange(len(unique), device=self.device), work.front + lengths - 1]
         logits = self.lm.get_output_embeddings()(last)[source]
         self._draw(logits, work, [slot for slot, _ in taken])
 
@@ -191,10 +215,14 @@ class Sampler:
         busy = [slot for slot in range(slots) if work.slot[slot] is not None]
         self._draw(self.lm.get_output_embeddings()(hidden[busy, 0]), work, busy)
 
-    def _pass(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+    def _pass(self, read: Tensor, positions: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+        """Hidden states of tokens [rows, new], or of vectors [rows, new, hidden]."""
         decoder = self.lm.get_decoder()
+        if self.tuning is not None:
+            positions = positions + self.tuning.shift
+        given = {"inputs_embeds" if read.is_floating_point() else "input_ids": read}
         return decoder(  # type: ignore[no-any-return]
-            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
+            **given, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
         ).last_hidden_state
 
     def _draw(self, logits: Tensor, work: _Work, busy: list[int]) -> None:
@@ -302,8 +330,15 @@ class _Work:
     """Which answer lies in which slot, what is done, and what waits."""
 
     def __init__(
-        self, prompts: Sequence[Sequence[int]], names: list[int], sampling: Sampling, tokenizer: Any, ends: set[int]
+        self,
+        prompts: Sequence[Sequence[int]],
+        names: list[int],
+        sampling: Sampling,
+        tokenizer: Any,
+        ends: set[int],
+        front: int = 0,
     ):
+        self.front = front
         self.prompts, self.sampling, self.tokenizer, self.ends = prompts, sampling, tokenizer, ends
         self.requests = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(sampling.samples)]
         self.tokens: list[list[int]] = [[] for _ in self.requests]
@@ -343,7 +378,8 @@ class _Work:
     def positions(self, slots: int) -> list[int]:
         """Where each slot's last token lies; an idle slot writes to position 0, which the next prompt overwrites."""
         held = [self.slot[slot] for slot in range(slots)]
-        return [0 if r is None else len(self.prompts[self.requests[r][0]]) + len(self.tokens[r]) - 1 for r in held]
+        begun = [None if r is None else self.front + len(self.prompts[self.requests[r][0]]) for r in held]
+        return [0 if r is None or b is None else b + len(self.tokens[r]) - 1 for r, b in zip(held, begun, strict=True)]
 
     def last_tokens(self, slots: int) -> list[int]:
         held = [self.slot[slot] for slot in range(slots)]
@@ -423,9 +459,13 @@ class EngineSampler:
         """Look at the engine's present weights. A collective; below ZeRO 3 no tensor is copied."""
         dtype = self.engine.compute_dtype
         if self.engine.settings.zero == 3:
-            weights = {name: value.to(dtype, copy=True) for name, value in self.engine.weights()}
+            weights = {
+                name: value.to(dtype if value.is_floating_point() else value.dtype, copy=True)
+                for name, value in self.engine.weights()
+            }
         else:
             weights = {name: value.detach().to(dtype) for name, value in self.engine.parameters()}
+            weights |= {name.removeprefix("lm."): value for name, value in self.engine.masks()}
         self.sampler.take(weights)
 
     def generate(
