@@ -194,13 +194,15 @@ class Encoder:
     def __init__(self, tokenizer: Any):
         self.tokenizer = tokenizer
         self._template = bool(getattr(tokenizer, "chat_template", None))
+        self._end = turn_end(tokenizer)
         self._specials = [t for t in tokenizer.get_added_vocab() if t in tokenizer.all_special_tokens]
 
     def __call__(self, prompt: list[Message], answer: str, steps: Sequence[tuple[str, int]] = ()) -> Encoded:
         """The whole text is encoded at once and characters are mapped to tokens.
 
         A token that begins before the answer and ends within it counts as the answer's, so no seam token is lost.
-        White space behind the end of turn is cut: nothing is learned there, and the last token is the end of turn.
+        White space behind the end of turn is cut: nothing is learned there, and the last token is the end of turn; EOS
+        where the template has none.
         Raises ValueError where a turn spells out a special token, which it would forge, or a step is not found.
         """
         for text in (*(message["content"] for message in prompt), answer):
@@ -209,7 +211,7 @@ class Encoder:
         before, whole = self._texts(prompt, answer)
         encoded = self.tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
         ids, offsets = list(encoded["input_ids"]), encoded["offset_mapping"]
-        if not self._template:
+        if not self._end:
             ids, offsets = [*ids, self.tokenizer.eos_token_id], [*offsets, (len(whole), len(whole) + 1)]
         mask = [int(end > len(before)) for _, end in offsets]
         labels = [0] * len(ids)
@@ -228,19 +230,26 @@ class Encoder:
         if not self._template:
             text = "\n".join(message["content"] for message in prompt) + "\n"
         else:
-            text = self.tokenizer.apply_chat_template(prompt, tokenize=False, add_generation_prompt=True)
+            text = self._render(prompt, ask=True)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _texts(self, prompt: list[Message], answer: str) -> tuple[str, str]:
         if not self._template:
             before = "\n".join(message["content"] for message in prompt) + "\n"
             return before, before + answer
-        render = self.tokenizer.apply_chat_template
-        before = render(prompt, tokenize=False, add_generation_prompt=True)
-        whole = render([*prompt, {"role": "assistant", "content": answer}], tokenize=False)
+        before = self._render(prompt, ask=True)
+        whole = self._render([*prompt, {"role": "assistant", "content": answer}])
         if not whole.startswith(before):
             raise ValueError("the chat template does not put the answer behind the generation prompt")
-        return before, whole.rstrip()
+        return before, whole.rstrip() if self._end else whole
+
+    def _render(self, talk: list[Message], *, ask: bool = False) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return str(self.tokenizer.apply_chat_template(talk, tokenize=False, add_generation_prompt=ask))
+        except TemplateError as error:  # a system turn, or two turns of one speaker, where it has no place for them
+            raise ValueError(f"the chat template refuses it: {error}") from None
 
 
 def turn_end(tokenizer: Any) -> str:

@@ -98,7 +98,8 @@ class Template:
             before = self._render(talk[:turn])  # templates without a generation prompt, or with more in it
             if not text.startswith(before):
                 raise ValueError(f"the chat template changes what lies before turn {turn + 1} when that is answered")
-        upto = self._render(talk[: turn + 1]).rstrip()
+        upto = self._render(talk[: turn + 1])
+        upto = upto.rstrip() if self.turn_end else upto  # where nothing visible ends a turn, its white space does
         if text.startswith(upto) and len(upto) > len(before):
             return len(before), len(upto)
         said = talk[turn][1].strip()  # a template that drops something of earlier turns, such as their reasoning

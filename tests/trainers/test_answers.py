@@ -100,6 +100,28 @@ def test_what_has_no_meaning_is_refused_with_the_reason(raw, why):
         judged(raw)
 
 
+def test_templates_that_refuse_turns_or_end_none_are_taken_as_they_are(chat_tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(chat_tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+        "{{ m.role }}: {{ m.content }}\n\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    one = Encoder(tokenizer)(ASKED, "the cat")
+    assert one.ids[-1] == tokenizer.eos_token_id  # nothing else says that the answer ends
+    assert tokenizer.decode([i for i, on in zip(one.ids, one.mask, strict=True) if on]) == " the cat\n\n<eos>"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    lines = [
+        {"prompt": "x", "chosen": "a", "rejected": "b"},
+        {"prompt": "x", "system": "s", "chosen": "a", "rejected": "b"},
+    ]
+    (tmp_path / "raw.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    about = write_answers(str(tmp_path / "raw.jsonl"), str(tmp_path / "tokenizer"), str(tmp_path / "out"), validation=0)
+    assert about["refused"] == {"bad_example": 1}
+    assert about["refused_first"]["bad_example"].endswith("the chat template refuses it: no system turn")
+
+
 def test_an_answer_forges_no_turn_and_a_step_is_found(chat_tokenizer):
     from transformers import AutoTokenizer
 

@@ -112,8 +112,8 @@ def test_ids_are_those_of_the_template_and_the_answers_with_their_ends_are_learn
         last = f"<think>\n\n</think>\n\n{last}"
     if name in ("brackets", "words"):  # the space before an answer is in its first token, and belongs to it
         first, last = f" {first}", f" {last}"
-    if name == "words":  # nothing ends a turn but the end of the text
-        last += "<eos>"
+    if name == "words":  # nothing ends a turn but white space and the end of the text
+        first, last = f"{first}\n\n", f"{last}\n\n<eos>"
     assert learned(reference, ids, mask) == first + last
 
 
