@@ -41,8 +41,15 @@ FORMAT = r".*####\s*-?[\d,]+"
 ASK = " End your answer with #### and the number."
 
 
-class Over(Exception):
-    """The time is used up."""
+class Over(BaseException):
+    """The time is used up. No `except Exception` on its way may take it for a fault of its own."""
+
+
+def over(error: BaseException, args: argparse.Namespace) -> str:
+    """How a run ended whose time was used up. Ray's compiled parts wrap what a signal raises into a SystemError."""
+    if not isinstance(error, Over) and not isinstance(error.__cause__, Over):
+        raise error
+    return f"ended after {args.seconds} s"
 
 
 def tell(text: str, args: argparse.Namespace) -> None:
@@ -234,8 +241,8 @@ def learn(kind: str, model: str, args: argparse.Namespace, folder: Path) -> None
     try:
         train(recipe, str(out), Console(force_terminal=False, width=120))
         how = "to the end"
-    except Over:
-        how = f"ended after {args.seconds} s"
+    except (Over, SystemError) as error:
+        how = over(error, args)
     learned(kind, out, per, answers, f"{time.monotonic() - began:.0f} s in all, {how}", args)
 
 
@@ -251,8 +258,8 @@ def psi(model: str, args: argparse.Namespace, folder: Path) -> None:
     recipe["objective"] |= {"variance_every": 1, "psi_steps": 8, "critic_rate": 20.0, "kl_estimate": "k1", **shorter}
     try:
         train(recipe, str(out), Console(force_terminal=False, width=120))
-    except Over:
-        tell(f"\npsi: ended after {args.seconds} s", args)
+    except (Over, SystemError) as error:
+        tell(f"\npsi: {over(error, args)}", args)
     lines = [line for line in read_metrics(str(out)) if "variance_gae" in line][:: recipe["objective"]["epochs"]]
     if not lines:
         tell("psi: no iteration was finished", args)
@@ -425,10 +432,10 @@ def main() -> None:
     parser.add_argument("--results", help="file that the figures are appended to")
     args = parser.parse_args()
 
-    def over(*_: Any) -> None:
+    def ring(*_: Any) -> None:
         raise Over
 
-    signal.signal(signal.SIGALRM, over)
+    signal.signal(signal.SIGALRM, ring)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model = open_model(args, folder / "model")

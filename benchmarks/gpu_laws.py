@@ -1,4 +1,4 @@
-"""What must hold on a GPU, checked on one in about two minutes by plain Python.
+"""What must hold on a GPU, checked on one in five to ten minutes by plain Python.
 
     python benchmarks/gpu_laws.py                  all laws
     python benchmarks/gpu_laws.py --laws packed    one of: packed, zero, worker, driver, memory, sequence
@@ -8,7 +8,7 @@ packed: losses and gradients of packed rows equal the sum over their documents a
 attention kernel that is there. zero: a run that changes from ZeRO 1 to 3 at a checkpoint. worker, driver: kill -9 of
 either, then the losses of an undisturbed run bit for bit. sequence: two devices that share every row (Ulysses) train
 as one does, with each attention kernel (only where named; two GPUs). memory: the estimate against the measured peak,
-per shape, ZeRO stage, compile on and off. Prints one line per law and a table; the exit code is the number of broken
+per shape, ZeRO stage, compile on and off. Prints one line per law; the exit code is the number of broken
 laws.
 """
 
@@ -23,6 +23,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,8 @@ TINY = {"hidden_size": 64, "layers": 2, "heads": 4, "intermediate_size": 128}
 """On CPU, where the laws are the same and only the script is tried."""
 VOCABULARY, SEQ_LEN = 4096, 512
 CPU_VOCABULARY, CPU_SEQ_LEN = 512, 64
-STEPS = 60
+STEPS = 400
+"""So many that a worker is still at it when it hears of its driver's end."""
 MEMORY = (
     # shape, rows per forward pass, variants
     ("110m", 16, ("zero0+compile", "zero1+compile", "zero2+compile", "zero1", "zero3")),
@@ -48,7 +50,7 @@ def recipe(data: str, device: str, **changes: Any) -> dict[str, Any]:
     return {
         "data": data, "model": SMALL if device == "cuda" else TINY,
         "schedule": {"rate": 1e-3, "warmup": 2}, "steps": STEPS, "batch_rows": 8,
-        "micro_rows": 4, "workers": 1, "device": device, "export": False, "checkpoint_every": 5, "keep": 99,
+        "micro_rows": 4, "workers": 1, "device": device, "export": False, "checkpoint_every": 20, "keep": 99,
         "engine": {"zero": 1}, "objective": {"validation_rows": 8}, **changes,
     }  # fmt: skip
 
@@ -129,10 +131,10 @@ def zero(data: str, device: str, out: str, whole: dict[int, float], crew: Any) -
             shutil.rmtree(path)
     report = train(recipe(data, device, engine={"zero": 3}), str(folder), crew=crew)
     after = losses(folder)
-    worst = max(abs(after[step] / whole[step] - 1) for step in range(STEPS // 2 + 1, STEPS + 1))
+    worst = max(abs(after[step] / whole[step] - 1) for step in range(STEPS // 2 + 1, STEPS // 2 + 31))
     exact = all(after[step] == whole[step] for step in range(1, STEPS // 2 + 1))
     good = report.steps_done == STEPS // 2 and exact and worst < 5e-3
-    return "ZeRO 1 to 3 at a checkpoint", good, f"{report.steps_done} steps went on, worst loss off by {worst:.1e}"
+    return "ZeRO 1 to 3 at a checkpoint", good, f"{report.steps_done} steps went on, the first 30 losses off by at most {worst:.1e}"
 
 
 def worker(data: str, device: str, out: str, whole: dict[int, float], crew: Any) -> tuple[str, bool, str]:
@@ -160,11 +162,10 @@ def worker(data: str, device: str, out: str, whole: dict[int, float], crew: Any)
     return "kill -9 of the worker", good, f"{report.restarts} restart, {same} of {STEPS} losses bit-equal"
 
 
-def shared_rows(data: str, device: str, out: str, crew: Any) -> list[tuple[str, bool, str]]:
+def shared_rows(data: str, device: str, out: str, crew: Any) -> Iterator[tuple[str, bool, str]]:
     """Two devices that share the tokens of every row against one that has them, from the same start."""
     from trainers.train import train
 
-    found = []
     for kind in ("flex", "varlen", "sdpa") if device == "cuda" else ("sdpa",):
         runs = []
         for workers in (1, 2):
@@ -174,13 +175,12 @@ def shared_rows(data: str, device: str, out: str, crew: Any) -> list[tuple[str, 
             try:
                 train(changes, str(folder), crew=crew)
             except Exception as error:
-                found.append((f"two devices share rows, {kind}", False, str(error)[:300]))
+                yield (f"two devices share rows, {kind}", False, str(error)[:300])
                 break
             runs.append(losses(folder))
         else:
             worst = max(abs(runs[1][step] / runs[0][step] - 1) for step in runs[0])
-            found.append((f"two devices share rows, {kind}", worst < 5e-3, f"20 losses, worst off by {worst:.1e}"))
-    return found
+            yield (f"two devices share rows, {kind}", worst < 5e-3, f"20 losses, worst off by {worst:.1e}")
 
 
 def driver(data: str, device: str, out: str, whole: dict[int, float]) -> tuple[str, bool, str]:
@@ -208,14 +208,13 @@ def driver(data: str, device: str, out: str, whole: dict[int, float]) -> tuple[s
     )
 
 
-def memory(out: str, crew: Any) -> list[tuple[str, bool, str]]:
+def memory(out: str, crew: Any) -> Iterator[tuple[str, bool, str]]:
     """Peak against estimate, one short run per variant in one worker that stays."""
     import bench_pretrain
 
     from trainers.log import read_metrics
     from trainers.train import train
 
-    found = []
     for shape, micro, variants in MEMORY:
         settings, vocabulary, seq_len, _ = bench_pretrain.SHAPES[shape]
         data = Path(out, f"{shape}-{micro}")
@@ -234,14 +233,12 @@ def memory(out: str, crew: Any) -> list[tuple[str, bool, str]]:
                     folder, crew=crew,
                 )  # fmt: skip
             except Exception as error:
-                found.append((name, False, str(error)[:300]))
+                yield (name, False, str(error)[:300])
                 continue
             (expected,) = [x["memory_expected_gib"] for x in read_metrics(folder) if "memory_expected_gib" in x]
             peak = (report.peak_memory or 0) / 2**30
             off = expected / peak - 1
-            found.append((name, abs(off) <= 0.1, f"expected {expected:.1f} GiB, peak {peak:.1f} GiB ({off:+.1%})"))
-            print(*found[-1], file=sys.stderr, flush=True)
-    return found
+            yield (name, abs(off) <= 0.1, f"expected {expected:.1f} GiB, peak {peak:.1f} GiB ({off:+.1%})")
 
 
 def main() -> int:
@@ -262,7 +259,19 @@ def main() -> int:
     from trainers.workers import Crew
 
     laws = options.laws.split(",")
-    found: list[tuple[str, bool, str]] = []
+    broken = 0
+    lines = ["| law | holds | figures |", "|---|---|---|"]
+
+    def tell(rows: Iterable[tuple[str, bool, str]]) -> None:
+        """Each law as soon as it is known: a machine may be taken away before the last one."""
+        nonlocal broken
+        for name, good, text in rows:
+            broken += not good
+            lines.append(f"| {name} | {'yes' if good else 'NO'} | {text} |")
+            print(lines[-1], flush=True)
+            if options.out:
+                Path(options.out).write_text("\n".join(lines) + "\n")
+
     with tempfile.TemporaryDirectory() as out:
         data = str(Path(out, "data"))
         size = (VOCABULARY, SEQ_LEN) if options.device == "cuda" else (CPU_VOCABULARY, CPU_SEQ_LEN)
@@ -270,35 +279,29 @@ def main() -> int:
         if "packed" in laws:
             # in a process of its own, so that its GPU memory is gone afterwards
             code = f"import json, gpu_laws; print(json.dumps(gpu_laws.packed({data!r}, {options.device!r})))"
-            place = {**os.environ, "PYTHONPATH": os.pathsep.join(PLACES)}
+            place = {**os.environ, "PYTHONPATH": os.pathsep.join(one for one in sys.path if one)}
             done = subprocess.run([sys.executable, "-c", code], env=place, capture_output=True, text=True, check=False)
-            answer = done.stdout.strip().splitlines()
             failed = [("packed equals separate", False, done.stderr[-2000:])]
-            found += json.loads(answer[-1]) if done.returncode == 0 else failed
+            tell(json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else failed)
         if "sequence" in laws:
             with Crew() as crew:
-                found += shared_rows(data, options.device, out, crew)
+                tell(shared_rows(data, options.device, out, crew))
         if {"worker", "zero", "driver"} & set(laws):
             with Crew() as crew:
                 train(recipe(data, options.device), str(Path(out, "whole")), crew=crew)
                 whole = losses(Path(out, "whole"))
                 if "zero" in laws:
-                    found.append(zero(data, options.device, out, whole, crew))
+                    tell([zero(data, options.device, out, whole, crew)])
                 if "worker" in laws:
-                    found.append(worker(data, options.device, out, whole, crew))
+                    tell([worker(data, options.device, out, whole, crew)])
             if "driver" in laws:
                 ray.stop()
-                found.append(driver(data, options.device, out, whole))
+                tell([driver(data, options.device, out, whole)])
         if "memory" in laws and options.device == "cuda":
             with Crew() as crew:
-                found += memory(out, crew)
+                tell(memory(out, crew))
         ray.stop()
-    lines = ["| law | holds | figures |", "|---|---|---|"]
-    lines += [f"| {name} | {'yes' if good else 'NO'} | {text} |" for name, good, text in found]
-    print("\n".join(lines))
-    if options.out:
-        Path(options.out).write_text("\n".join(lines) + "\n")
-    return sum(not good for _, good, _ in found)
+    return broken
 
 
 if __name__ == "__main__":

@@ -266,7 +266,7 @@ def dpo(bench: Bench, began: float) -> None:
     judge = bench.work / "reward" / "model"
     if not judge.is_dir():
         sys.exit(f"{judge}: not there; run `reward` first: its model judges")
-    report, last = bench.run("dpo", 30, 1e-6, bench.answers, trainer="preference", objective={"beta": 0.1})
+    report, last = bench.run("dpo", 60, 1e-6, bench.answers, trainer="preference", objective={"beta": 0.1})
     prompts = held_out_prompts(bench, 96 if bench.cuda else 2)
     answers = [generated(bench, folder, prompts) for folder in (bench.start, report.export)]
     before, after = (values(bench, judge, prompts, one) for one in answers)

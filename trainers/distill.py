@@ -35,8 +35,8 @@ from trainers.roles import Frozen, Role
 from trainers.sft import Sft, SftObjective
 from trainers.teach import check_vocabulary
 
-CHUNK = 4096
-"""Tokens whose distributions exist at once."""
+CHUNK = 1024
+"""Tokens whose distributions exist at once: some ten float32 of the vocabulary's width each."""
 
 
 class Distill(Sft):
