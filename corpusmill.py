@@ -322,7 +322,7 @@ def _answers(options: argparse.Namespace) -> int:
         write_reference(options.out, options.reference, options.out)
     print(f"{about['prompts']:,} prompts with {about['documents']:,} answers in {about['rows']:,} rows for training")
     for reason, count in about["refused"].items():
-        print(f"refused {count:,}: {reason}")
+        print(f"refused {count:,}: {reason} (first: {about['refused_first'][reason]})")
     return 0
 
 

@@ -61,8 +61,12 @@ def cached_attention(
 ) -> tuple[Tensor, None]:
     """query [rows, heads, new, head], key and value [rows, kv_heads, seen, head], mask bool [rows or 1, 1, new, seen].
 
-    With one new token the heads that share keys become the query axis, so that no key is copied for them.
+    A prefix that a tuning method gave the layer stands in front of all. With one new token the heads that share keys
+    become the query axis, so that no key is copied for them.
     """
+    prefix = getattr(_module, "prefix", None)
+    if prefix is not None:
+        key, value, attention_mask = prefix.in_front(key, value, attention_mask)
     rows, heads, new, head = query.shape
     shared = key.shape[1]
     attend = nn.functional.scaled_dot_product_attention

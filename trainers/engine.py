@@ -242,7 +242,7 @@ class Engine:
             if value.requires_grad:
                 yield name, value
 
-    def _masks(self) -> Iterator[tuple[str, Tensor]]:
+    def masks(self) -> Iterator[tuple[str, Tensor]]:
         """(name, tensor) of persistent buffers: the masks of pruning. Models themselves have none."""
         for path, module in self.module.named_modules():
             for name, value in module._buffers.items():
@@ -258,7 +258,7 @@ class Engine:
         for name, value in self._trained():
             for kind in self.KINDS:
                 yield kind, name.removeprefix("lm."), self._get(value, kind)
-        for name, value in self._masks():
+        for name, value in self.masks():
             yield "weight", name.removeprefix("lm."), value.float()
 
     def gradients(self) -> Iterator[tuple[str, Tensor]]:
@@ -277,7 +277,7 @@ class Engine:
         for full, value in self._trained():
             for kind in self.KINDS if optimizer_steps is not None else self.KINDS[:1]:
                 self._set(full, value, kind, read(kind, full.removeprefix("lm.")))
-        for full, value in self._masks():
+        for full, value in self.masks():
             value.copy_(read("weight", full.removeprefix("lm.")))
         for state in self._basic.state.values() if optimizer_steps is not None else ():
             state["step"].fill_(optimizer_steps)
@@ -291,7 +291,7 @@ class Engine:
         for name, value in self.module.named_parameters():
             if name.startswith(("lm.", "tuning.")):
                 yield name.removeprefix("lm."), self._get(value, "weight").to(self.dtype)
-        for name, value in self._masks():
+        for name, value in self.masks():
             yield name.removeprefix("lm."), value
 
     def trained_parameters(self) -> int:

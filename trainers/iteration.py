@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cluster.errors import DataError
+from cluster.errors import DataError, RecipeError
 from cluster.settings import Settings, make
 from trainers import policy_gradient as pg
 from trainers.answers import Encoder, Message, judged, read_examples
@@ -28,10 +28,12 @@ from trainers.engine import Engine
 from trainers.experience import AnswerRows, Experience, rows_of
 from trainers.model import PackedLM, load, load_tokenizer
 from trainers.objective import Start
+from trainers.peft.tune import prepare
+from trainers.policy_sampler import EngineSampler, TakesWeights, check_gap, gap
 from trainers.reward import load_reward
 from trainers.rewards import Scorer
 from trainers.roles import Frozen, Role
-from trainers.rollout import EngineSampler, Sampler, Sampling, TakesWeights, check_gap, gap
+from trainers.rollout import Sampler, Sampling
 from trainers.scatter import Scatter
 from trainers.tools import Tool, WithTool, holes
 from trainers.vllm import VLLM, VLLMSampler
@@ -232,11 +234,15 @@ class Iterations:
             settings, config, device = self.settings, policy.module.lm.config, self.ranks.device
             sampler: TakesWeights
             if settings.vllm is None:
-                sampler = Sampler(config, self.tokenizer, device, slots=settings.slots)
+                sampler = own = Sampler(config, self.tokenizer, device, slots=settings.slots)
+                if policy.tuning is not None or self.recipe.peft is not None:
+                    own.tune(lambda packed: prepare(packed, self.recipe, policy.settings))
+            elif self.recipe.peft is not None or self.recipe.prune is not None:
+                raise RecipeError("objective.vllm takes whole weights; with peft or prune leave vllm out")
             else:
-                own, dtype = make(VLLM, settings.vllm, "objective.vllm"), policy.compute_dtype
+                vllm, dtype = make(VLLM, settings.vllm, "objective.vllm"), policy.compute_dtype
                 gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if device.type == "cuda" else ""
-                sampler = self._vllm = VLLMSampler(config, self.tokenizer, own, self.sampling, dtype=dtype, gpu=gpu)
+                sampler = self._vllm = VLLMSampler(config, self.tokenizer, vllm, self.sampling, dtype=dtype, gpu=gpu)
             self._sampler = EngineSampler(policy, sampler)
             if settings.tool is not None:
                 tool = make(Tool, settings.tool, "objective.tool")
@@ -314,7 +320,11 @@ class Iterations:
 
     @torch.no_grad()
     def over(self, role: Any, samples: Samples, want: Any) -> Tensor:
-        """What a role says of all answers, [answers, width] on the CPU. Equally many calls on every rank."""
+        """What a role says of all answers, [answers, width] on the CPU. Equally many calls on every rank.
+
+        Said as the sampler samples: without the dropout or the noise of a tuning method.
+        """
+        role.eval()
         found = []
         n = len(samples.scores)
         for begin in range(0, n, self.recipe.micro_rows):
@@ -323,6 +333,7 @@ class Iterations:
             whole = torch.zeros((batch.rows, samples.mask.shape[1]))
             whole[:, : values.shape[1]] = values
             found.append(whole)
+        role.train()
         return torch.cat(found)
 
     def cut(self, samples: Samples, rows: range, known: Mapping[str, Tensor]) -> list[Batch]:
@@ -439,6 +450,7 @@ def policy_roles(settings: OnPolicy, start: Start) -> dict[str, Role]:
     # rows are short and their width changes: the mask of SDPA needs no compilation per width
     packed = PackedLM(start.lm, "sdpa")
     packed.temperature = temperature
+    prepare(packed, start.recipe, start.engine)
     policy = Engine(packed, start.engine, start.ranks, start.recipe.micro_rows)
     roles: dict[str, Role] = {"policy": policy}
     if needed:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from cluster.errors import DataError
 from trainers import sequence
 from trainers.batch import Batch, Loader, PackedRows, StepRows
 from trainers.mixture import Mixture
@@ -66,6 +67,30 @@ class Blaming(Protocol):
     def worst_rows(self, roles: Mapping[str, Role], rows: StepRows) -> list[dict[str, Any]]:
         """The rows with the highest loss, worst first (see trainers/blame.py). A collective."""
         ...
+
+
+class Useful:
+    """The steps in which something is to be learned on any rank; the others are refused and counted."""
+
+    def __init__(self, steps: Iterator[StepRows], count: Callable[[Batch], float], start: Start, nothing: str):
+        """`count`: the items of a micro-batch that its loss will sum; `nothing`: what to say when no row has one."""
+        self.steps, self.count, self.ranks, self.nothing = steps, count, start.ranks, nothing
+        self.refused = 0
+        """Optimiser steps' rows that were passed over."""
+        self._most = max(1, -(-start.data.rows // start.recipe.batch_rows))
+
+    def __iter__(self) -> Iterator[StepRows]:
+        """A collective. Raises DataError when a whole pass over the data held nothing."""
+        in_a_row = 0
+        for step in self.steps:
+            (items,) = self.ranks.sum([float(sum(self.count(batch) for batch in step.micro_batches))])
+            if items:
+                in_a_row = 0
+                yield step
+                continue
+            self.refused, in_a_row = self.refused + 1, in_a_row + 1
+            if in_a_row > self._most:
+                raise DataError(f"rows {step.first_row} on and all {in_a_row} batches before them {self.nothing}")
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from trainers.engine import Engine
 from trainers.experience import Experience
 from trainers.iteration import Iterations, OnPolicy, Samples, policy_roles
 from trainers.objective import Loss, Objective, Start
+from trainers.peft.tune import prepare
 from trainers.reward import PackedReward, classifier, load_reward
 from trainers.roles import Role
 
@@ -106,7 +107,10 @@ def roles(settings: PPO, start: Start) -> dict[str, Role]:
         first = classifier(copy.deepcopy(start.lm), settings.critic_head_std, start.recipe.seed)
     else:
         first = load_reward(settings.critic).lm
-    critic = Engine(PackedReward(first, "sdpa"), start.engine, start.ranks, start.recipe.micro_rows)
+    packed = PackedReward(first, "sdpa")
+    if start.recipe.peft is not None:  # few parameters here too; masks of pruning are the policy's alone
+        prepare(packed, start.recipe, start.engine)
+    critic = Engine(packed, start.engine, start.ranks, start.recipe.micro_rows)
     critic.rate_factor = settings.critic_rate
     return {**policy_roles(settings, start), "critic": critic}
 

@@ -27,7 +27,7 @@ from trainers import pretrain
 from trainers.batch import IGNORE, Batch, PackedRows, StepRows, shared_out
 from trainers.engine import Engine
 from trainers.model import PackedLM, load, pick_attention
-from trainers.objective import Loss, Objective, Start
+from trainers.objective import Loss, Objective, Start, Useful
 from trainers.roles import Frozen, Role
 
 Kind = Literal["dpo", "ipo", "cdpo", "robust", "hinge", "normalised", "simpo", "kto"]
@@ -241,6 +241,8 @@ class PreferenceObjective:
         if settings.reference == "stored" and "reference" not in start.data.read(0, 1).extra:
             raise DataError(f"{start.data.folder}: no column `reference`; write_reference adds it")
         self.loader = start.loader()
+        nothing = "hold no label of a single answer" if settings.loss == "kto" else "hold no two answers to compare"
+        self.useful = Useful(self.loader, lambda batch: self.counts(batch)["policy"], start, nothing)
         self.held_out: list[Batch] = []
         if start.data.has_split("validation"):
             split = PackedRows(start.data.folder, "validation")
@@ -252,7 +254,7 @@ class PreferenceObjective:
 
     def batches(self, roles: Mapping[str, Role]) -> Iterator[StepRows]:
         """The loader's steps; KTO's distance is measured before each, over the whole of it."""
-        for step in self.loader:
+        for step in self.useful:
             if self.settings.loss == "kto":
                 self._kl = self.distance(roles, step.micro_batches)
             yield step
@@ -298,7 +300,8 @@ class PreferenceObjective:
             sums = [before + value for before, value in zip(sums, [*values, loss.count], strict=True)]
         total, right, margin, count = self.ranks.sum(sums)
         names = ("validation", "validation_accuracy", "validation_margin")
-        return {name: value / max(count, 1.0) for name, value in zip(names, (total, right, margin), strict=True)}
+        means = {name: value / max(count, 1.0) for name, value in zip(names, (total, right, margin), strict=True)}
+        return {**means, "refused_batches": float(self.useful.refused)}
 
     def waited(self) -> float:
         return self.loader.waited

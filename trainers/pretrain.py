@@ -18,8 +18,8 @@ from trainers.evaluate.held_out import HeldOut, measure_all
 from trainers.evaluate.task import GENERATED, read_task
 from trainers.model import PackedLM, load_tokenizer, pick_attention
 from trainers.objective import Loss, Objective, Start
+from trainers.policy_sampler import EngineSampler
 from trainers.roles import Role
-from trainers.rollout import EngineSampler
 
 
 class Pretrain(Settings):

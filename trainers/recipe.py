@@ -111,8 +111,6 @@ class TrainRecipe(Settings):
         if self.trainer in ("grpo", "ppo"):
             if self.steps is None:
                 raise RecipeError(f"steps: trainer: {self.trainer} learns from samples, not rows; say how many steps")
-            if self.peft is not None or self.prune is not None:
-                raise RecipeError(f"peft and prune: not for trainer: {self.trainer}, whose sampler takes whole weights")
             if self.continue_ is not None:
                 raise RecipeError(f"continue: not for trainer: {self.trainer}; name the old run's model in start_from")
             self._check_samples()

@@ -16,7 +16,7 @@ from cluster.settings import Settings
 from trainers.batch import Batch, PackedRows, StepRows, shared_out
 from trainers.engine import Engine
 from trainers.model import PackedLM, documents_mask, masked_attention
-from trainers.objective import Loss, Objective, Start
+from trainers.objective import Loss, Objective, Start, Useful
 from trainers.preference import answer_lengths, pairs_of
 from trainers.roles import Role, Want
 
@@ -213,6 +213,10 @@ class RewardObjective:
                 f"{start.data.folder}: no labelled steps; give `steps` and `labels` to `corpusmill answers`"
             )
         self.loader = start.loader()
+        nothing = {"ranking": "hold no two answers to compare", "outcome": "hold no label of an answer"}
+        self.useful = Useful(
+            self.loader, lambda batch: self.counts(batch)["policy"], start, nothing.get(settings.learn, "hold no step")
+        )
         self.held_out: list[Batch] = []
         if start.data.has_split("validation"):
             split = PackedRows(start.data.folder, "validation")
@@ -222,7 +226,7 @@ class RewardObjective:
             ).micro_batches
 
     def batches(self, roles: Mapping[str, Role]) -> Iterator[StepRows]:
-        return self.loader
+        return iter(self.useful)
 
     def counts(self, batch: Batch) -> dict[str, float]:
         if self.settings.learn == "ranking":
@@ -248,7 +252,7 @@ class RewardObjective:
             describe(self.settings, values, here, report)
         total, count, *sums = self.ranks.sum([total, count, *report.sums.tolist()])
         figures = {f"validation_{name}": value for name, value in report.figures(sums).items()}
-        return {"validation": total / max(count, 1.0), **figures}
+        return {"validation": total / max(count, 1.0), **figures, "refused_batches": float(self.useful.refused)}
 
     def waited(self) -> float:
         return self.loader.waited

@@ -8,7 +8,7 @@ of random numbers, keyed by (seed, number of the prompt, number of the sample).
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -17,11 +17,11 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cluster.errors import DataError, RunError
+from cluster.errors import DataError
 from cluster.settings import Settings
 from trainers.answers import turn_end
 from trainers.cache import Cache, cached_attention
-from trainers.engine import Engine
+from trainers.model import PackedLM
 
 
 class Sampling(Settings):
@@ -91,15 +91,34 @@ class Sampler:
         self.lm.set_attn_implementation("corpusmill_cached")
         self.tokenizer, self.slots, self.device = tokenizer, slots, device
         self.ends = end_tokens(config, tokenizer)
+        self.tuning: Any = None
         self.ahead = ahead if ahead is not None else 8 if device.type == "cuda" else 1
         self._decoder: _Decoder | None = None
         self.steps = 0
         """Forward passes of one token per slot so far."""
 
+    def tune(self, attach: Callable[[PackedLM], None]) -> None:
+        """Sample as a tuned model does: `attach` changes the model as the trained one was, before `take`."""
+        packed = PackedLM(self.lm)
+        attach(packed)
+        self.tuning = packed.tuning
+        self.lm.set_attn_implementation("corpusmill_cached")
+        packed.eval().requires_grad_(False)
+
+    def _front(self) -> int:
+        """Positions of the cache that a tuning method's vectors take, before every prompt."""
+        soft = self.tuning.in_front() if self.tuning is not None else None
+        return 0 if soft is None else len(soft)
+
     def take(self, weights: dict[str, Tensor]) -> None:
-        """Use these tensors as weights, without copying them. Names as in transformers, tied ones once."""
+        """Use these tensors as weights, without copying them. Names as in transformers, tied ones once; those of a
+        tuning method as in checkpoints."""
+        of_tuning = {name: weights.pop(name) for name in list(weights) if name.startswith("tuning.")}
+        if of_tuning:
+            self.tuning.load_state_dict({name.removeprefix("tuning."): v for name, v in of_tuning.items()}, assign=True)
+            self.tuning.to(self.device).requires_grad_(False)
         if self._decoder is not None and self._decoder.captured():
-            mine = dict(self.lm.named_parameters())
+            mine = {**dict(self.lm.named_parameters()), **dict(self.lm.named_buffers())}
             if all(name in mine for name in weights):
                 for name, tensor in weights.items():  # captured kernels read where the old weights lie
                     if mine[name].data_ptr() != tensor.data_ptr():
@@ -127,12 +146,12 @@ class Sampler:
         limits = list(most) if most is not None else [sampling.max_tokens] * len(prompts)
         longest = check_fit(prompts, limits, self.lm.config.max_position_embeddings)
         names = list(numbers) if numbers is not None else list(range(len(prompts)))
-        work = _Work(prompts, limits, names, sampling, self.tokenizer, self.ends)
+        work = _Work(prompts, limits, names, sampling, self.tokenizer, self.ends, self._front())
         if self.ahead > 1:
             return self._generate_ahead(work, longest)
         slots = min(self.slots, len(work.requests))
         weight = self.lm.get_input_embeddings().weight
-        cache = Cache(self.lm.config, slots, longest, self.device, weight.dtype)
+        cache = Cache(self.lm.config, slots, work.front + longest, self.device, weight.dtype)
         while work.running():
             if work.should_refill(slots):
                 self._fill(cache, work, slots)
@@ -145,7 +164,7 @@ class Sampler:
         """The same answers, `ahead` tokens at a time with cache and buffers that stay where they are."""
         slots = self.slots if self.device.type == "cuda" else min(self.slots, len(work.requests))
         slots = min(slots, -(-len(work.requests) // 8) * 8)
-        positions = longest + self.ahead
+        positions = work.front + longest + self.ahead
         decoder = self._decoder
         if decoder is None or not decoder.serves(slots, positions, work.sampling):
             self._decoder = None  # its memory is needed for the next one
@@ -167,16 +186,20 @@ class Sampler:
         unique = list(dict.fromkeys(work.requests[request][0] for _, request in taken))
         row = {prompt: i for i, prompt in enumerate(unique)}
         lengths = torch.tensor([len(work.prompts[prompt]) for prompt in unique], device=self.device)
-        width = int(lengths.max())
-        ids = torch.zeros((len(unique), width), dtype=torch.long)
+        ids = torch.zeros((len(unique), int(lengths.max())), dtype=torch.long)
         for i, prompt in enumerate(unique):
             ids[i, : len(work.prompts[prompt])] = torch.tensor(work.prompts[prompt])
+        read = ids.to(self.device)
+        if work.front:
+            words = self.lm.get_input_embeddings()(read)
+            read = torch.cat([self.tuning.in_front().to(words.dtype).expand(len(unique), -1, -1), words], 1)
+        width = read.shape[1]
         source = torch.tensor([row[work.requests[request][0]] for _, request in taken], device=self.device)
         cache.fill(torch.tensor([slot for slot, _ in taken], device=self.device), source)
         causal = torch.ones((width, width), dtype=torch.bool, device=self.device).tril()[None, None]
         positions = torch.arange(width, device=self.device).expand(len(unique), -1)
-        hidden = self._pass(ids.to(self.device), positions, causal, cache)
-        last = hidden[torch.arange(len(unique), device=self.device), lengths - 1]
+        hidden = self._pass(read, positions, causal, cache)
+        last = hidden[torch.arange(len(unique), device=self.device), work.front + lengths - 1]
         logits = self.lm.get_output_embeddings()(last)[source]
         self._draw(logits, work, [slot for slot, _ in taken])
 
@@ -192,10 +215,14 @@ class Sampler:
         busy = [slot for slot in range(slots) if work.slot[slot] is not None]
         self._draw(self.lm.get_output_embeddings()(hidden[busy, 0]), work, busy)
 
-    def _pass(self, ids: Tensor, positions: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+    def _pass(self, read: Tensor, positions: Tensor, mask: Tensor, cache: Cache) -> Tensor:
+        """Hidden states of tokens [rows, new], or of vectors [rows, new, hidden]."""
         decoder = self.lm.get_decoder()
+        if self.tuning is not None:
+            positions = positions + self.tuning.shift
+        given = {"inputs_embeds" if read.is_floating_point() else "input_ids": read}
         return decoder(  # type: ignore[no-any-return]
-            input_ids=ids, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
+            **given, position_ids=positions, attention_mask=mask, past_key_values=cache, use_cache=True
         ).last_hidden_state
 
     def _draw(self, logits: Tensor, work: _Work, busy: list[int]) -> None:
@@ -310,7 +337,9 @@ class _Work:
         sampling: Sampling,
         tokenizer: Any,
         ends: set[int],
+        front: int = 0,
     ):
+        self.front = front
         self.prompts, self.limits, self.sampling = prompts, limits, sampling
         self.tokenizer, self.ends = tokenizer, ends
         self.requests = [(prompt, sample) for prompt in range(len(prompts)) for sample in range(sampling.samples)]
@@ -351,7 +380,8 @@ class _Work:
     def positions(self, slots: int) -> list[int]:
         """Where each slot's last token lies; an idle slot writes to position 0, which the next prompt overwrites."""
         held = [self.slot[slot] for slot in range(slots)]
-        return [0 if r is None else len(self.prompts[self.requests[r][0]]) + len(self.tokens[r]) - 1 for r in held]
+        begun = [None if r is None else self.front + len(self.prompts[self.requests[r][0]]) for r in held]
+        return [0 if r is None or b is None else b + len(self.tokens[r]) - 1 for r, b in zip(held, begun, strict=True)]
 
     def last_tokens(self, slots: int) -> list[int]:
         held = [self.slot[slot] for slot in range(slots)]
@@ -443,53 +473,3 @@ def check_fit(prompts: Sequence[Sequence[int]], most: Sequence[int], positions: 
             "shorten max_tokens, or take such prompts out"
         )
     return whole[at]
-
-
-class TakesWeights(Rollouts, Protocol):
-    """What samples with weights that it is given."""
-
-    def take(self, weights: dict[str, Tensor]) -> None:
-        """Use these from now on. Names as in transformers, tied ones once."""
-        ...
-
-
-class EngineSampler:
-    """Samples from a trained role. `refresh` after every update: ZeRO 3 gathers its weights once, there."""
-
-    def __init__(self, engine: Engine, sampler: TakesWeights):
-        self.engine, self.sampler = engine, sampler
-
-    def refresh(self) -> None:
-        """Look at the engine's present weights. A collective; below ZeRO 3 no tensor is copied."""
-        dtype = self.engine.compute_dtype
-        if self.engine.settings.zero == 3:
-            weights = {name: value.to(dtype, copy=True) for name, value in self.engine.weights()}
-        else:
-            weights = {name: value.detach().to(dtype) for name, value in self.engine.parameters()}
-        self.sampler.take(weights)
-
-    def generate(
-        self,
-        prompts: Sequence[Sequence[int]],
-        sampling: Sampling,
-        numbers: Sequence[int] | None = None,
-        most: Sequence[int] | None = None,
-    ) -> list[Answer]:
-        """See `Rollouts.generate`. Not a collective: ranks may have unequal work."""
-        return self.sampler.generate(prompts, sampling, numbers, most)
-
-
-def gap(trainer: Tensor, sampler: Tensor, mask: Tensor) -> list[float]:
-    """[tokens, Σ|Δ|, max|Δ|] of two log-probabilities of the same tokens. All [rows, time]."""
-    difference = ((trainer - sampler).abs() * mask).detach()
-    return [float(mask.sum()), float(difference.sum()), float(difference.max()) if mask.any() else 0.0]
-
-
-def check_gap(mean: float, limit: float, step: int) -> None:
-    """Raises RunError when sampler and trainer disagree about the same weights by more than `limit` nats per token."""
-    if not mean <= limit:
-        raise RunError(
-            f"step {step}: sampler and trainer differ by {mean:.4g} nats per token on the same weights, the limit is "
-            f"{limit:g}: the sampler did not get the last update, or the two compute differently; train in fp32 to see "
-            "which, or raise max_gap and switch truncated importance weights on"
-        )

@@ -15,7 +15,7 @@ from cluster.settings import Settings
 from trainers import pretrain
 from trainers.batch import IGNORE, Batch, PackedRows, StepRows
 from trainers.evaluate.held_out import HeldOut, measure_all
-from trainers.objective import Loss, Objective, Start
+from trainers.objective import Loss, Objective, Start, Useful
 from trainers.roles import Role
 
 
@@ -66,9 +66,9 @@ class SftObjective:
         if settings.turns == "last" and start.ranks.sequence > 1:
             self.loader.close()
             raise RecipeError("objective: turns: last needs whole conversations; engine: sequence gives stretches")
-        self.refused = 0
-        """Optimiser steps' rows that were passed over because no rank had a target in them."""
-        self._most = max(1, -(-start.data.rows // start.recipe.batch_rows))
+        steps = (replace(step, micro_batches=list(map(self._chosen, step.micro_batches))) for step in self.loader)
+        nothing = "hold no target: every response is masked or cut off; look at the loss_mask of the packed data"
+        self.useful = Useful(steps, Batch.target_count, start, nothing)
         if settings.train_on == "responses" and start.data.read(0, 1).loss_mask is None:
             self.loader.close()
             raise DataError(
@@ -86,20 +86,7 @@ class SftObjective:
 
     def batches(self, roles: Mapping[str, Role]) -> Iterator[StepRows]:
         """The loader's steps, without those that hold no target on any rank. Raises DataError when all are so."""
-        in_a_row = 0
-        for step in self.loader:
-            kept = [self._chosen(batch) for batch in step.micro_batches]
-            (targets,) = self.ranks.sum([float(sum(batch.target_count() for batch in kept))])
-            if targets:
-                in_a_row = 0
-                yield replace(step, micro_batches=kept)
-                continue
-            self.refused, in_a_row = self.refused + 1, in_a_row + 1
-            if in_a_row > self._most:
-                raise DataError(
-                    f"rows {step.next_row - self.loader.rows_per_step} and all {in_a_row} batches before them hold no "
-                    "target: every response is masked or cut off; look at the loss_mask of the packed data"
-                )
+        yield from self.useful
 
     def _chosen(self, batch: Batch) -> Batch:
         if self.settings.turns == "all":
@@ -114,7 +101,7 @@ class SftObjective:
 
     def evaluate(self, roles: Mapping[str, Role]) -> dict[str, float]:
         """Loss and bits per byte on held-out responses, and how many batches were refused so far in this run."""
-        return {**measure_all(self.held_out, roles["policy"]), "refused_batches": float(self.refused)}
+        return {**measure_all(self.held_out, roles["policy"]), "refused_batches": float(self.useful.refused)}
 
     def waited(self) -> float:
         return self.loader.waited

@@ -11,6 +11,8 @@ from trainers.batch import PackedRows, collate, shared_out
 from trainers.mixture import Mixture, Part
 
 ASKED = [{"role": "user", "content": "Which?"}]
+A, B = ([*ASKED, {"role": "assistant", "content": text}] for text in "ab")
+PARTS = [{"role": "user", "content": [{"type": "text", "text": "Whi"}, {"type": "text", "text": "ch?"}]}]
 
 
 @pytest.mark.parametrize(
@@ -47,6 +49,87 @@ def test_rankings_scores_labels_and_steps_are_understood():
     assert (steps.answers, steps.steps, steps.desirable) == (["one\ntwo"], [[("one", YES), ("two", NO)]], [NO])
     with pytest.raises(ValueError, match="2 answers, 1 scores"):
         judged({"prompt": "x", "answers": ["a", "b"], "scores": [1]})
+
+
+@pytest.mark.parametrize(
+    ("raw", "found"),
+    [
+        ({"instruction": "Which", "input": "one?", "chosen": "a", "rejected": "b"}, ("Which\n\none?", ["a", "b"])),
+        ({"question": "Which?", "answers": ["a", "b"]}, ("Which?", ["a", "b"])),
+        ({"prompt": "Which?", "answers": [{"role": "assistant", "content": "a"}, B]}, ("Which?", ["a", "b"])),
+        ({"prompt": "Which?", "response": "a", "label": False}, ("Which?", ["a"])),
+        ({"prompt": PARTS, "chosen": "a", "rejected": "b"}, ("Which?", ["a", "b"])),
+        ({"prompt": ASKED, "chosen": A, "rejected": B}, ("Which?", ["a", "b"])),
+        ({"prompt": "Which?", "chosen": "a\ud800", "rejected": ""}, ("Which?", ["a\ufffd", ""])),
+    ],
+)  # fmt: skip
+def test_other_shapes_that_people_have_are_read_as_they_are_meant(raw, found):
+    example = judged(raw)
+    assert ([message["content"] for message in example.prompt], example.answers) == ([found[0]], found[1])
+
+
+@pytest.mark.parametrize(
+    ("label", "meant"),
+    [(True, YES), (1, YES), ("true", YES), ("+", YES), (False, NO), (0, NO), (-1, NO), ("False", NO), ("-", NO)],
+)
+def test_a_label_means_what_it_says(label, meant):
+    assert judged({"prompt": "x", "completion": "y", "label": label}).desirable == [meant]
+    steps = judged({"prompt": "x", "steps": ["a", "b", "c"], "labels": [1, label, None]})
+    assert [each for _, each in steps.steps[0]] == [YES, meant, 0]
+    assert steps.desirable == [meant]
+
+
+@pytest.mark.parametrize(
+    ("raw", "why"),
+    [
+        ({"prompt": "x", "completion": "y", "label": "maybe"}, "a label is true or false"),
+        ({"prompt": "x", "text": "y", "label": True}, "no completion among"),
+        ({"prompt": "x", "completion": "y"}, "none of chosen and rejected, answers, label, labels among"),
+        ({"prompt": "x", "chosen": None, "rejected": "y"}, "an answer is text or messages"),
+        ({"prompt": "x", "answers": ["a", "b"], "scores": [float("nan"), 1]}, "scores must be finite"),
+        ({"prompt": "x", "steps": ["a", " "], "labels": [1, 0]}, "a step without text"),
+        ({"prompt": "x", "steps": ["a", "b"], "labels": [1]}, "argument 2 is shorter"),
+        ({"prompt": "other", "chosen": A, "rejected": B}, "another one than"),
+        ({"prompt": "x", "chosen": ASKED, "rejected": "b"}, "the last turns are by user and assistant"),
+        ({"title": "x", "chosen": "a", "rejected": "b"}, "no prompt"),
+        ({"messages": [{"role": "user", "content": None}], "chosen": "a", "rejected": "b"}, "null instead of a text"),
+    ],
+)  # fmt: skip
+def test_what_has_no_meaning_is_refused_with_the_reason(raw, why):
+    with pytest.raises(ValueError, match=why):
+        judged(raw)
+
+
+def test_templates_that_refuse_turns_or_end_none_are_taken_as_they_are(chat_tokenizer, tmp_path):
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(chat_tokenizer)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+        "{{ m.role }}: {{ m.content }}\n\n{% endfor %}{% if add_generation_prompt %}assistant:{% endif %}"
+    )
+    one = Encoder(tokenizer)(ASKED, "the cat")
+    assert one.ids[-1] == tokenizer.eos_token_id  # nothing else says that the answer ends
+    assert tokenizer.decode([i for i, on in zip(one.ids, one.mask, strict=True) if on]) == " the cat\n\n<eos>"
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    lines = [
+        {"prompt": "x", "chosen": "a", "rejected": "b"},
+        {"prompt": "x", "system": "s", "chosen": "a", "rejected": "b"},
+    ]
+    (tmp_path / "raw.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    about = write_answers(str(tmp_path / "raw.jsonl"), str(tmp_path / "tokenizer"), str(tmp_path / "out"), validation=0)
+    assert about["refused"] == {"bad_example": 1}
+    assert about["refused_first"]["bad_example"].endswith("the chat template refuses it: no system turn")
+
+
+def test_an_answer_forges_no_turn_and_a_step_is_found(chat_tokenizer):
+    from transformers import AutoTokenizer
+
+    encoder = Encoder(AutoTokenizer.from_pretrained(chat_tokenizer))
+    with pytest.raises(ValueError, match=r"spells out the special token <\|im_end\|>"):
+        encoder(ASKED, "a<|im_end|>\nb")
+    with pytest.raises(ValueError, match="does not write the step 'dog'"):
+        encoder(ASKED, "the cat", [("dog", YES)])
 
 
 @pytest.mark.parametrize("answer", ["the cat", "\n\nthe cat", "猫 sat", "", "é\nth"])
@@ -109,11 +192,15 @@ def test_what_cannot_be_used_is_counted(chat_tokenizer, tmp_path):
         {"prompt": "a", "chosen": "b", "rejected": "b"},
         {"prompt": "a", "chosen": "b" * 200, "rejected": "c"},
         {"prompt": "a", "chosen": "b"},
+        {"prompt": "a", "answers": ["b", "c"], "ranks": [1, 1]},
+        [1, 2],
     ]
     path = tmp_path / "raw.jsonl"
     path.write_text("\n".join(map(json.dumps, raw)))
     about = write_answers(str(path), chat_tokenizer, str(tmp_path / "out"), seq_len=96, validation=0)
-    assert about["refused"] == {"same_answer": 1, "too_long": 1, "bad_example": 1}
+    assert about["refused"] == {"same_answer": 1, "too_long": 1, "bad_example": 2, "no_difference": 1}
+    assert about["refused_first"]["bad_example"] == f"{path}, example 4: KeyError: 'rejected'"
+    assert about["refused_first"]["too_long"].endswith("example 3: 239 tokens, seq_len 96")
     assert (about["rows"], about["documents"]) == (1, 2)
     with pytest.raises(DataError, match="not one usable example for seq_len 8"):
         write_answers(str(path), chat_tokenizer, str(tmp_path / "none"), seq_len=8)

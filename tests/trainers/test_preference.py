@@ -1,5 +1,6 @@
 """Direct preference: parity with TRL's formulas, cuts of the batch, the reference, and whole runs."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -200,6 +201,31 @@ def test_what_cannot_work_is_refused(preferences, packed):
         preference.objective(Preference(), _start(packed, lm))
     with pytest.raises(DataError, match="no column `reference`"):
         preference.objective(Preference(reference="stored"), _start(preferences, lm))
+
+
+def test_a_step_without_a_pair_is_passed_over_and_a_file_without_any_ends_the_run(chat_tokenizer, tmp_path):
+    from trainers import reward
+    from trainers.answers import write_answers
+
+    lines = [{"prompt": f"p{i}", "completion": "the cat", "label": True} for i in range(40)]
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    lines += [{"prompt": f"q{i}", "chosen": "the cat", "rejected": "a mat"} for i in range(2)]
+    (tmp_path / "mixed.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    lm = build(SHAPE, vocab_size=302, seq_len=192, seed=3, pad=0, eos=1)
+    for name in ("labels", "mixed"):
+        source = str(tmp_path / f"{name}.jsonl")
+        write_answers(source, chat_tokenizer, str(tmp_path / name), seq_len=48, validation=0)
+        start = _start(tmp_path / name, lm)
+        for made in (preference.objective(Preference(), start), reward.objective(reward.Reward(), start)):
+            steps = made.batches({})
+            if name == "labels":
+                with pytest.raises(DataError, match="hold no two answers to compare"):
+                    next(steps)
+            else:
+                pairs = [sum(made.counts(batch)["policy"] for batch in next(steps).micro_batches) for _ in range(3)]
+                assert min(pairs) > 0
+                assert made.useful.refused > 0
+            made.close()
 
 
 def _recipe(recipe, data, **changes):

@@ -89,7 +89,7 @@ def test_a_batch_without_a_target_is_refused_and_counted(instructions):
     first = next(objective.batches({}))
     objective.close()
     assert (first.first_row, first.next_row) == (12, 24)  # rows 0 to 11 have no response
-    assert objective.refused == 1
+    assert objective.useful.refused == 1
     assert sum(batch.target_count() for batch in first.micro_batches) > 0
 
 

@@ -64,6 +64,13 @@ class Tuning(nn.Module):
     def begin(self, step: int) -> None:
         """An optimiser step begins; `step` have been taken."""
 
+    shift = 0
+    """How many keys an attention of this method has in front: a document's positions begin after them."""
+
+    def in_front(self) -> Tensor | None:
+        """Vectors [n, hidden] that stand in front of a document like tokens of its own, or None."""
+        return None
+
     def penalties(self) -> tuple[Any, Any]:
         """What is added to the objective since the last call: (a sum over tokens, a term of the weights alone).
 

@@ -114,10 +114,10 @@ class Shift(Tuning):
 
     def __init__(self, tokens: int):
         super().__init__()
-        self.tokens = tokens
+        self.shift = tokens
 
     def arguments(
         self, packed: PackedLM, inputs: dict[str, Any], doc_index: Tensor, targets: Tensor, parts: Tensor | None
     ) -> dict[str, Any]:
-        shifted = {**inputs, "position_ids": inputs["position_ids"] + self.tokens}
+        shifted = {**inputs, "position_ids": inputs["position_ids"] + self.shift}
         return super().arguments(packed, shifted, doc_index, targets, parts)

@@ -93,6 +93,10 @@ class Prompts(Tuning):
         # a copy: ZeRO-3 takes the parameter away again after this call
         return self.vectors.clone() if self.encoder is None else self.encoder(self.vectors)  # type: ignore[no-any-return]
 
+    def in_front(self) -> Tensor:
+        """The first prompt, [tokens, hidden]: that of rows of which nobody says whose they are."""
+        return self()[0]
+
     def arguments(
         self, packed: PackedLM, inputs: dict[str, Any], doc_index: Tensor, targets: Tensor, parts: Tensor | None
     ) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cluster.errors import RecipeError
 from cluster.settings import Settings
@@ -33,6 +33,12 @@ class Prune(Settings):
     calibration: str | None = Field(None, description="packed/ folder whose first rows are run through the model")
     rows: int = Field(64, gt=0, description="calibration rows")
     micro_rows: int = Field(4, gt=0, description="calibration rows per forward pass")
+
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _not_minutes(cls, pattern: Any) -> Any:
+        """YAML 1.1 reads 2:4 without quotes as two minutes and four seconds."""
+        return "2:4" if pattern == 124 else pattern
 
     def check(self) -> None:
         """Refuse what cannot be. Raises RecipeError."""
@@ -63,6 +69,8 @@ def prune(source: str, target: str, settings: Prune) -> Iterator[str]:
     from trainers.model import load
 
     settings.check()
+    if Path(source).resolve() == Path(target).resolve():
+        raise RecipeError(f"prune: {target} is the model itself; name another folder for the smaller one")
     lm = load(source)
     before = sum(p.numel() for p in lm.parameters())
     lm = pruned(lm, settings)

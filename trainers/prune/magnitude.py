@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from cluster.errors import DataError, RecipeError
@@ -30,6 +30,12 @@ class Magnitude(Settings):
     begin: int = Field(0, ge=0, description="optimiser step of the first pruning")
     end: int = Field(0, ge=0, description="step of the last one; between them sparsity rises by the cubic schedule")
     every: int = Field(1, gt=0, description="steps between prunings")
+
+    @field_validator("pattern", mode="before")
+    @classmethod
+    def _not_minutes(cls, pattern: Any) -> Any:
+        """YAML 1.1 reads 2:4 without quotes as two minutes and four seconds."""
+        return "2:4" if pattern == 124 else pattern
 
     def check(self, *, zero: int, compiled: bool) -> None:
         """Refuse what cannot work. Raises RecipeError."""

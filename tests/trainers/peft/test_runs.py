@@ -120,19 +120,26 @@ def test_each_part_of_a_mixture_trains_its_own_prompt(base, recipe, packed, pack
     assert moved[2] == 0  # no data set of that number
 
 
-@pytest.mark.parametrize("block", [{"method": "lora"}, {"method": "adapter", "width": 16}], ids=lambda b: b["method"])
-def test_preferences_are_learned_by_few_parameters_against_the_untuned_start(
-    recipe, preferences, tmp_path, crew, block
-):
+PREFERRING = {
+    "lora": ({}, 0.05, 1), "adapter": ({"width": 16}, 0.05, 3), "ia3": ({}, 0.3, 0), "prefix": ({"tokens": 4}, 0.3, 3),
+    "prompt": ({"tokens": 4, "encoder": 16}, 0.1, 1), "loramoe": ({"experts": 3, "rank": 2, "balance": 0.0}, 0.05, 2),
+    "selective": ({"layers": [-1]}, 0.02, 3), "diff_pruning": ({"penalty": 0.0}, 0.01, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PREFERRING)
+def test_preferences_are_learned_by_few_parameters_against_the_untuned_start(recipe, preferences, tmp_path, crew, name):
+    block, rate, zero = PREFERRING[name]
     shape = ModelSettings(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=64)
     model.build(shape, vocab_size=302, seq_len=192, seed=0, pad=0, eos=1).save_pretrained(tmp_path / "begin")
     report = train(
         recipe(
             trainer="preference", data=str(preferences), objective={"beta": 0.5}, start_from=str(tmp_path / "begin"),
-            model={}, peft=block, workers=2, steps=6, batch_rows=8, micro_rows=3, save=False,
-            schedule={"rate": 0.05, "warmup": 0},
+            model={}, peft={"method": name, **block}, engine={"zero": zero}, workers=2, steps=6,
+            batch_rows=8, micro_rows=3, save=False, schedule={"rate": rate, "warmup": 0},
         ),
         str(tmp_path / "run"), crew=crew,
     )  # fmt: skip
-    assert report.first_loss == pytest.approx(0.6931472, abs=1e-5)  # both start as the same model
-    assert report.last_loss < 0.6
+    # both start as the same model, but for what stands in front from the beginning
+    assert report.first_loss == pytest.approx(0.6931472, abs=1e-2 if name in ("prefix", "prompt") else 1e-5)
+    assert report.last_loss < (0.68 if name in ("ia3", "prefix", "prompt") else 0.6)

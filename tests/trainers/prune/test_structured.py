@@ -165,7 +165,12 @@ def test_the_command_leaves_a_plain_smaller_folder(packed, tmp_path, capsys):
     # and it trains
     PackedLM(small)(*(getattr(collate(PackedRows(str(packed)).read(0, 2)), f) for f in
                       ("input_ids", "position_ids", "doc_index", "targets"))).backward()  # fmt: skip
-    assert corpusmill.main(["prune", str(tmp_path / "large"), str(tmp_path / "no"), "--set", "layers=9"]) == 2
+    large = str(tmp_path / "large")
+    assert corpusmill.main(["prune", large, str(tmp_path / "no"), "--set", "layers=9"]) == 2
+    assert corpusmill.main(["prune", large, f"{large}/.", "--set", "layers=2"]) == 2  # never over the model itself
+    assert corpusmill.main(["prune", large, str(tmp_path / "half"), "--set", "pattern=2:4"]) == 0  # no time of day
+    half = AutoModelForCausalLM.from_pretrained(tmp_path / "half").model.layers[0].mlp.up_proj.weight
+    assert ((half == 0).unflatten(1, (-1, 4)).sum(-1) == 2).all()
 
 
 def test_cuts_that_cannot_be_are_refused():
