@@ -81,7 +81,9 @@ def fit(
             due = None
         per_batch = [objective.counts(batch) for batch in rows.micro_batches]
         names = list(trained)
-        counts = dict(zip(names, ranks.sum([sum(c[name] for c in per_batch) for name in names]), strict=True))
+        learned = float(sum(batch.target_count() for batch in rows.micro_batches))
+        *sums_of, learned = ranks.sum([*(sum(c[name] for c in per_batch) for name in names), learned])
+        counts = dict(zip(names, sums_of, strict=True))
         for name, engine in trained.items():
             engine.begin(counts[name], len(rows.micro_batches))
         sums: dict[str, torch.Tensor] = {}
@@ -99,9 +101,9 @@ def fit(
         stepped = {name: engine.step(rate) for name, engine in trained.items()}
         norms = {name: one.grad_norm for name, one in stepped.items()}
         line = _line(step + 1, sums, counts, norms, rate, ranks, rows)
-        cursor, tokens = rows.next_row, tokens + int(counts[names[0]])
+        cursor, tokens = rows.next_row, tokens + int(learned)
         now, now_waited = time.perf_counter(), objective.waited()
-        line |= _speed(length, ranks, counts[names[0]], now - clock, now_waited - waited)
+        line |= _speed(length, ranks, learned, now - clock, now_waited - waited)
         line |= {"tokens": tokens, "row": cursor, **{k: v for one in stepped.values() for k, v in one.figures.items()}}
         line |= rows.figures
         clock, waited = now, now_waited

@@ -85,6 +85,8 @@ def test_groups_tell_the_variance_that_comparing_with_others_takes_off(on_policy
     assert last > first + 0.2, [round(line["reward"], 2) for line in lines]
     alone, compared = (np.mean([line[f"variance_{name}"] for line in lines[:10]]) for name in ("return", "rloo"))
     assert compared < alone / 4
+    tokens = [line["tokens"] for line in lines]  # of the answers, though the loss is a mean over answers
+    assert tokens[-1] == round(sum(line["answer_tokens"] for line in lines) * tokens[0] / lines[0]["answer_tokens"])
     assert all(line["variance_reward_to_go"] == pytest.approx(line["variance_return"]) for line in lines)
 
 
