@@ -4,19 +4,20 @@ Prepare once, where the raw files are (../shared/data/posttrain) and where `gguf
 
     python benchmarks/smollm2.py prepare DATA --model SmolLM2-135M-Instruct.gguf [--pieces 2]
 
-writes DATA/sft and DATA/answers (packed rows, tokenizer; under 5 MB) and DATA/site (the pure-Python `gguf`); with
-`--pieces` also the model file in so many pieces, in DATA/../smollm2_pieces.N. Then, offline, on a GPU (or CPU):
+writes DATA/sft, DATA/answers and DATA/better (the better answers alone; packed rows, tokenizer; under 8 MB) and
+DATA/site (the pure-Python `gguf`); with `--pieces` also the model file in so many pieces, in DATA/../smollm2_pieces.N.
+Then, offline, on a GPU (or CPU):
 
     python benchmarks/smollm2.py sft     --data DATA --model MODEL --work RUNS
     python benchmarks/smollm2.py reward  …            accuracy on held-out pairs with its 95 % interval
-    python benchmarks/smollm2.py dpo     …            win rate against the start, by the model that `reward` made
-    python benchmarks/smollm2.py peft    …            one row for each method; --methods lora,ia3 for some
+    python benchmarks/smollm2.py dpo     …            after SFT: win rates, by the model that `reward` made
+    python benchmarks/smollm2.py peft    …            one row for each method; --methods "lora;ia3" for some
     python benchmarks/smollm2.py distill …            half the blocks, with the teacher and without
     python benchmarks/smollm2.py prune   …            to 50 %: perplexity before, after, healed; speed-up
 
 MODEL: a transformers folder, a .gguf file, or a folder with its pieces. `--model tiny` builds a small random one with
-the same tokenizer; `--steps 2` makes each run two steps long: to try the script itself. Each command takes less than
-two minutes on an H100, through Ray and DeepSpeed workers. `--out FILE` appends the table to a file as well.
+the same tokenizer; `--steps 2` makes each run two steps long: to try the script itself. Each command takes two
+to four minutes on an H100, through Ray and DeepSpeed workers. `--out FILE` appends the table to a file as well.
 """
 
 from __future__ import annotations
@@ -62,11 +63,11 @@ def prepare(options: argparse.Namespace) -> None:
     """Packed rows, the gguf package, and the model in pieces."""
     import gzip
 
-    from trainers.answers import write_answers
+    from trainers.answers import judged, read_examples, write_answers
 
     out = Path(options.folder)
     model = start(options, out)
-    raw = out / "alpaca.jsonl"
+    raw, better = out / "alpaca.jsonl", out / "better.jsonl"
     with raw.open("w") as lines:
         for name in SFT_FILES:
             for line in gzip.decompress((POSTTRAIN / f"{name}.jsonl.gz").read_bytes()).decode().splitlines():
@@ -74,14 +75,31 @@ def prepare(options: argparse.Namespace) -> None:
                 asked = "\n".join(text for text in (one["instruction"], one.get("input", "")) if text)
                 made = {"prompt": asked, "completion": one["output"], "label": True}
                 lines.write(json.dumps(made, ensure_ascii=False) + "\n")
+    pairs = [str(POSTTRAIN / f"{one}.jsonl.gz") for one in PAIR_FILES]
+    with better.open("w") as lines:
+        for path in pairs:
+            for example in read_examples(path):
+                try:
+                    one = judged(example)
+                except (
+                    ValueError,
+                    KeyError,
+                    TypeError,
+                    AttributeError,
+                ):  # counted below, where the pairs themselves are written
+                    continue
+                made = {"prompt": one.prompt, "completion": one.answers[0], "label": True}
+                lines.write(json.dumps(made, ensure_ascii=False) + "\n")
     for name, sources, seq_len in (
         ("sft", [str(raw)], 1024),
-        ("answers", [str(POSTTRAIN / f"{one}.jsonl.gz") for one in PAIR_FILES], 2048),
+        ("answers", pairs, 2048),
+        ("better", [str(better)], 2048),
     ):
         about = write_answers(sources, str(model), str(out / name), seq_len=seq_len, validation=0.15)
         held = about["validation"]["rows"]
         print(f"{name}: {about['prompts']} prompts, {about['rows']} rows, {held} held out, refused {about['refused']}")
     raw.unlink()
+    better.unlink()
     shutil.rmtree(out / "start")
     try:
         import gguf
@@ -159,7 +177,9 @@ class Bench:
 
         self.options, self.work = options, Path(options.work).resolve()
         self.start = start(options, self.work)
-        self.sft, self.answers = (Path(options.data).resolve() / name for name in ("sft", "answers"))
+        self.sft, self.answers, self.better = (
+            Path(options.data).resolve() / name for name in ("sft", "answers", "better")
+        )
         self.cuda = torch.cuda.is_available()
         self.device = torch.device("cuda" if self.cuda else "cpu")
         self.crew = Crew()
@@ -266,21 +286,31 @@ def dpo(bench: Bench, began: float) -> None:
     judge = bench.work / "reward" / "model"
     if not judge.is_dir():
         sys.exit(f"{judge}: not there; run `reward` first: its model judges")
-    report, last = bench.run("dpo", 60, 1e-6, bench.answers, trainer="preference", objective={"beta": 0.1})
+    # as in Rafailov et al. 2023, section 4: the reference has learned the better answers before
+    told_better, _ = bench.run("dpo_start", 60, 2e-5, bench.better, trainer="sft")
+    report, last = bench.run(
+        "dpo", 60, 2e-6, bench.answers, trainer="preference", objective={"beta": 0.1}, start_from=told_better.export
+    )
     prompts = held_out_prompts(bench, 96 if bench.cuda else 2)
-    answers = [generated(bench, folder, prompts) for folder in (bench.start, report.export)]
-    before, after = (values(bench, judge, prompts, one) for one in answers)
-    wins = sum(1.0 if b > a else 0.5 if a == b else 0.0 for a, b in zip(before, after, strict=True))
-    low, high = wilson(wins, len(prompts))
-    rows = [
-        ["win rate against the start", f"{wins / len(prompts):.3f} ({low:.3f} to {high:.3f}), {len(prompts)} prompts"],
-        ["mean reward, start", f"{sum(before) / len(before):.3f}"],
-        ["mean reward, after", f"{sum(after) / len(after):.3f}"],
-        ["mean length, start and after", " and ".join(f"{sum(map(len, a)) / len(a):.0f}" for a in answers)],
+    folders = {"start": bench.start, "after SFT": told_better.export, "after DPO": report.export}
+    answers = {name: generated(bench, folder, prompts) for name, folder in folders.items()}
+    worth = {name: values(bench, judge, prompts, one) for name, one in answers.items()}
+    rows = []
+    for one, other in (("after SFT", "start"), ("after DPO", "start"), ("after DPO", "after SFT")):
+        pairs = zip(worth[one], worth[other], strict=True)
+        wins = sum(1.0 if a > b else 0.5 if a == b else 0.0 for a, b in pairs)
+        low, high = wilson(wins, len(prompts))
+        rows.append([f"{one} against {other}: win rate", f"{wins / len(prompts):.3f} ({low:.3f} to {high:.3f})"])
+    for name, found in worth.items():
+        lengths = [len(answer) for answer in answers[name]]
+        rows.append([f"{name}: mean reward", f"{sum(found) / len(found):.3f}"])
+        rows.append([f"{name}: mean length", f"{sum(lengths) / len(lengths):.0f}"])
+    rows += [
         ["held-out accuracy", f"{last['validation_accuracy']:.3f}"],
         ["held-out loss (ln 2 at first)", f"{last['validation']:.4f}"],
     ]
-    told(f"DPO judged by the reward model, {report.steps} steps", ["figure", "value"], rows, bench.options, began)
+    title = f"DPO judged by the reward model on {len(prompts)} held-out prompts, {report.steps} steps"
+    told(title, ["figure", "value"], rows, bench.options, began)
 
 
 def held_out_prompts(bench: Bench, most: int) -> list[list[int]]:
