@@ -102,6 +102,8 @@ def judged(raw: Mapping[str, Any]) -> Judged:
         raise ValueError(f"{len(answers)} answers, {len(scores)} scores or ranks")
     if not all(math.isfinite(score) for score in scores):
         raise ValueError(f"scores must be finite, found {scores}")
+    if len(answers) == 1:  # there is nothing to compare it with: an example to follow
+        return Judged(prompt, answers, scores, [YES])
     best, worst = max(scores), min(scores)
     desirable = [0 if best == worst else YES if s == best else NO if s == worst else 0 for s in scores]
     return Judged(prompt, answers, scores, desirable)

@@ -20,6 +20,7 @@ from trainers.model import PackedLM, load_tokenizer, pick_attention
 from trainers.objective import Loss, Objective, Start
 from trainers.policy_sampler import EngineSampler
 from trainers.roles import Role
+from trainers.rollout import Sampler
 
 
 class Pretrain(Settings):
@@ -113,7 +114,7 @@ class PretrainObjective:
     def _answers(self, policy: Any) -> dict[str, float]:
         """Figures of the tasks whose answers the model writes. A collective."""
         if self._sampler is None:
-            self._sampler = EngineSampler(policy, self.tokenizer)
+            self._sampler = EngineSampler(policy, Sampler(policy.module.lm.config, self.tokenizer, self.ranks.device))
         self._sampler.refresh()
         return generate.measure(
             self._sampler,

@@ -106,7 +106,7 @@ def test_a_run_without_a_corner_says_what_it_has(undisturbed, recipe, tmp_path, 
     shutil.copytree(whole / "checkpoints/step-00000008", tmp_path / "old/checkpoints/step-00000008")
     go_on = {**recipe(), "continue": {"run": str(tmp_path / "old")}}
     del go_on["model"]
-    with pytest.raises(RunError, match=r"has no 'corner' checkpoint, only \['final'\]"):
+    with pytest.raises(DataError, match=r"has no 'corner' checkpoint, only \['final'\]"):
         train(go_on, str(tmp_path / "on"), crew=crew)
 
 
