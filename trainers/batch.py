@@ -108,6 +108,7 @@ class PackedRows:
     """A PACKED data set (or its validation split) with random access to rows.
 
     Footers are read when a shard is first touched, so opening and seeking cost the same at row 0 and at row 10⁹.
+    Threads may share it: the loader reads ahead while an objective looks at a row or an alarm asks for documents.
     """
 
     def __init__(self, folder: str, split: str | None = None):
@@ -135,6 +136,8 @@ class PackedRows:
             raise DataError(f"{path}: holds no rows")
         self._files: dict[int, tuple[pq.ParquetFile, list[int]]] = {}
         self._groups: OrderedDict[tuple[int, int, tuple[str, ...] | None], pa.Table] = OrderedDict()
+        self._reading = threading.Lock()
+        """Arrow's readers of one file do not bear two threads."""
 
     def has_split(self, split: str) -> bool:
         """Whether dataset.json names this split and it has rows."""
@@ -182,6 +185,12 @@ class PackedRows:
 
     def _slice(self, row: int, count: int, columns: tuple[str, ...] | None = None) -> pa.Table:
         """Up to `count` rows from `row` on, within one row group; of some columns, or all but doc_ids."""
+        with self._reading:
+            group, inside = self._group(row, columns)
+        return group.slice(inside, count)
+
+    def _group(self, row: int, columns: tuple[str, ...] | None) -> tuple[pa.Table, int]:
+        """The row group that holds a row, and the row's place in it."""
         shard = bisect.bisect_right(self._ends, row)
         start = self._ends[shard - 1] if shard else 0
         if shard not in self._files:
@@ -200,7 +209,7 @@ class PackedRows:
             self._groups[key] = file.read_row_group(group, columns=list(wanted))
             while len(self._groups) > 2:
                 self._groups.popitem(last=False)
-        return self._groups[key].slice(inside, count)
+        return self._groups[key], inside
 
 
 def _fixed(column: pa.ChunkedArray, width: int) -> np.ndarray:

@@ -1,4 +1,7 @@
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -59,6 +62,22 @@ def test_the_loader_goes_on_from_its_cursor(packed):
             assert torch.equal(a.input_ids, b.input_ids)
             assert torch.equal(a.targets, b.targets)
     second.close()
+
+
+def test_threads_may_share_a_data_set(tmp_path, packed_writer):
+    """Without the lock Arrow raises, or ends the process."""
+    (path,) = packed_writer(tmp_path / "data", 400, seq_len=1024, shards=1, validation=1).glob("train-*.parquet")
+    table = pq.read_table(path)
+    pq.write_table(table, path, row_group_size=40)
+    data, whole = PackedRows(str(tmp_path / "data")), table.column("input_ids").to_pylist()
+
+    def read(seed):
+        rows = np.random.default_rng(seed).integers(0, data.rows, 60).tolist()
+        return all(data.read(row, 1).input_ids[0].tolist() == whole[row] for row in rows)
+
+    for _ in range(5):
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(read, range(8)))
 
 
 def test_rows_on_s3_are_the_rows_on_disk(packed, bucket):
