@@ -136,8 +136,8 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--temperature", type=float, default=1.0, help="must be that of the training recipe")
 
     made = verb("seen", _seen, "which documents a checkpoint has trained on; with a document, how often and where")
-    made.add_argument("checkpoint", help="a folder checkpoints/step-… of a training run")
-    made.add_argument("document", nargs="?", help="doc_id in hexadecimal, as `why` prints it")
+    made.add_argument("checkpoint", help="a folder checkpoints/step-…, or a training run: its newest one")
+    made.add_argument("document", nargs="?", help="doc_id in hexadecimal, as `why` prints it; of a run: also which checkpoints saw it")
     made.add_argument("--out", help="write all documents seen to this Parquet file")
 
     made = verb("evaluate", _evaluate, "a model on task files: choices, cloze, word problems, programs in a cage")
@@ -298,7 +298,6 @@ def _train(options: argparse.Namespace) -> int:
         print(f"checkpoint {report.checkpoint}")
     if (rate := rate_found(options.out)) is not None:
         print(f"rate       {rate:.2e} is suggested, a tenth of that with the lowest smoothed loss")
-    print(f"report     {options.out}/report.html")
     if report.export:
         print(f"model      {report.export}")
     print(f"report     {options.out}/report.html")
@@ -336,8 +335,9 @@ def _teach(options: argparse.Namespace) -> int:
 
 def _seen(options: argparse.Namespace) -> int:
     from pipeline.pack import lineage
+    from trainers.lineage import readings
 
-    for line in lineage.told(options.checkpoint, options.document, options.out):
+    for line in lineage.told(readings(options.checkpoint), options.document, options.out):
         print(line)
     return 0
 

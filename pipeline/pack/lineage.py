@@ -7,7 +7,7 @@ is its cursor, the number of rows it has consumed: row c of a run is row c % row
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,11 @@ from cluster import storage
 from cluster.errors import DataError
 from pipeline.pack.dataset import TRAIN, VALIDATION
 from pipeline.schema import DATASET_FILE
+
+Read = tuple[str, int, int]
+"""Rows of one packed folder: (folder, first, row after the last); beyond the folder's rows lie further epochs."""
+Reading = tuple[str, int, Sequence[Read]]
+"""A checkpoint, its step, and what it has read of each data set."""
 
 
 @dataclass(frozen=True)
@@ -142,37 +147,56 @@ def _identities(path: str) -> Iterator[tuple[int, pa.ListArray, pa.ListArray]]:
             first += table.num_rows
 
 
-def told(checkpoint: str, document: str | None, out: str | None = None) -> list[str]:
-    """Lines for people: what a training checkpoint has seen in all, or of one document (hex doc_id).
+def documents_seen(read: Sequence[Read]) -> pa.Table:
+    """doc_id, times (pieces seen, epochs counted), tokens, folder: of all data sets of a mixture, each by doc_id."""
+    tables = []
+    for folder, first, end in read:
+        table = seen(folder, end, first=first)
+        tables.append(table.append_column("folder", pa.repeat(folder, table.num_rows)))
+    return pa.concat_tables(tables)
 
-    `checkpoint` is a folder with checkpoint.json, which names the packed folder and the cursor. With `out`, all
-    documents seen are written there as Parquet: doc_id, times, tokens.
-    """
-    path = storage.join(storage.absolute(checkpoint), "checkpoint.json")
-    try:
-        about = json.loads(storage.read_bytes(path))
-    except FileNotFoundError:
-        raise DataError(f"{checkpoint}: no checkpoint.json; give a folder step-… below checkpoints/") from None
-    folder, cursor = about["recipe"]["data"], about["cursor"]
-    rows = rows_of(folder)
+
+def times_seen(read: Sequence[Read], doc_id: bytes) -> list[tuple[str, Place, int]]:
+    """(packed folder, where a piece of the document lies in it, how often that was read)."""
+    found = []
+    for folder, first, end in read:
+        rows = rows_of(folder)
+        for piece in places(folder, doc_id):
+            found.append((folder, piece, piece.times_seen(end, rows) - piece.times_seen(first, rows)))
+    return found
+
+
+def told(readings: Sequence[Reading], document: str | None, out: str | None = None) -> list[str]:
+    """Lines for people: what the last of some checkpoints has seen in all, or of one document (hex doc_id), and which
+    of several saw that. With `out`, all documents seen are written there as Parquet."""
+    _, step, read = readings[-1]
     if document is not None:
-        found = places(folder, _doc_id(document))
-        if not found:
-            return [f"{document} is not in {folder}: it was removed, or held out for validation"]
-        return [
-            f"{document}: row {place.row} ({place.shard}), tokens {place.start} to {place.start + place.length}:"
-            f" seen {place.times_seen(cursor, rows)} times by step {about['step']}"
-            for place in found
+        doc_id = _doc_id(document)
+        pieces = times_seen(read, doc_id)
+        if not pieces:
+            folders = ", ".join(folder for folder, _, _ in read)
+            return [f"{document} is not in {folders}: it was removed, or held out for validation"]
+        lines = [
+            f"{document}: {folder}, row {piece.row} ({piece.shard}), tokens {piece.start} to "
+            f"{piece.start + piece.length}: seen {times} times by step {step}"
+            for folder, piece, times in pieces
         ]
-    table = seen(folder, cursor)
+        if len(readings) == 1:
+            return lines
+        saw = [name for name, _, rows in readings if any(times for _, _, times in times_seen(rows, doc_id))]
+        return lines + [f"seen by {name}" for name in saw]
+    table = documents_seen(read)
     if out is not None:
         with storage.open_write(out) as sink:
             pq.write_table(table, sink)
+    lines = []
+    for folder, first, end in read:
+        rows = rows_of(folder)
+        epochs = f"{(end - first) / rows:.2f} epochs"
+        lines.append(f"step {step}: {end - first:,} rows of {rows:,} consumed ({epochs}), {folder}")
     tokens = pc.sum(table.column("tokens")).as_py() or 0
-    return [
-        f"step {about['step']}: {cursor:,} rows of {rows:,} consumed ({cursor / rows:.2f} epochs)",
-        f"{table.num_rows:,} documents seen, {tokens:,} tokens" + (f"; written to {out}" if out else ""),
-    ]
+    wrote = f"; written to {out}" if out else ""
+    return [*lines, f"{table.num_rows:,} documents seen, {tokens:,} tokens{wrote}"]
 
 
 def _doc_id(text: str) -> bytes:

@@ -9,9 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import psutil
+import pyarrow.parquet as pq
 import pytest
 import torch
 from rich.console import Console
@@ -151,17 +153,26 @@ def test_the_export_is_the_trained_model(undisturbed, recipe, packed):
     assert total / count == pytest.approx(report.validation[8], rel=1e-5)
 
 
-def test_a_checkpoint_knows_its_documents_and_a_document_its_checkpoints(undisturbed, recipe, packed):
+def test_a_checkpoint_knows_its_documents_and_a_document_its_checkpoints(undisturbed, recipe, packed, tmp_path, capsys):
+    import corpusmill
     from trainers.batch import PackedRows
-    from trainers.lineage import checkpoints_that_saw, documents_seen
 
     whole, report = undisturbed(recipe, 2)
-    expected = [doc for row in PackedRows(str(packed)).documents(0, 96) for doc in row]
-    assert [doc for _, _, doc in documents_seen(report.checkpoint, batch=7)] == expected
-    (in_row_40, *_) = PackedRows(str(packed)).documents(40, 1)[0]
-    steps = [Path(path).name for path in checkpoints_that_saw(str(whole), in_row_40)]
-    assert steps == ["step-00000006", "step-00000008"]  # 12 rows a step: step 3 ended before row 36
-    assert checkpoints_that_saw(str(whole), b"x" * 16) == []
+    data = PackedRows(str(packed))
+    expected = Counter(doc for row in data.documents(0, 96) for doc in row)
+    written = str(tmp_path / "seen.parquet")
+    assert corpusmill.main(["seen", report.checkpoint, "--out", written]) == 0
+    assert "step 8: 96 rows" in capsys.readouterr().out
+    assert Counter({row["doc_id"]: row["times"] for row in pq.read_table(written).to_pylist()}) == expected
+    (in_row_40, *_) = data.documents(40, 1)[0]
+    assert corpusmill.main(["seen", str(whole), in_row_40.hex()]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "row 40 (train-" in lines[0] and "seen 1 times by step 8" in lines[0]
+    # 12 rows a step: step 3 ended before row 36
+    assert [line.rpartition("/")[2] for line in lines[1:]] == ["step-00000006", "step-00000008"]
+    assert corpusmill.main(["seen", report.checkpoint, "78" * 16]) == 0
+    assert "is not in" in capsys.readouterr().out
+    assert corpusmill.main(["seen", report.checkpoint, "xyz"]) == 1
 
 
 def test_text_can_be_sampled_from_the_export(undisturbed, recipe):
