@@ -14,6 +14,7 @@ import sys
 import threading
 from collections.abc import Sequence
 
+# packages of the extra [train]: a corpus-only installation is told so; and what `feedback` can do, without loading it
 TRAIN = ("torch", "deepspeed", "transformers", "safetensors", "tensorboard", "scipy", "peft")
 FEEDBACK = ("judge", "select", "solve", "rlaif", "spin", "self_rewarding", "self_instruct", "evol_instruct")
 
@@ -137,7 +138,9 @@ def _parser() -> argparse.ArgumentParser:
 
     made = verb("seen", _seen, "which documents a checkpoint has trained on; with a document, how often and where")
     made.add_argument("checkpoint", help="a folder checkpoints/step-…, or a training run: its newest one")
-    made.add_argument("document", nargs="?", help="doc_id in hexadecimal, as `why` prints it; of a run: also which checkpoints saw it")
+    made.add_argument(
+        "document", nargs="?", help="doc_id in hexadecimal, as `why` prints it; of a run: also which checkpoints saw it"
+    )
     made.add_argument("--out", help="write all documents seen to this Parquet file")
 
     made = verb("evaluate", _evaluate, "a model on task files: choices, cloze, word problems, programs in a cage")

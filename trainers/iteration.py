@@ -19,7 +19,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from cluster.errors import DataError, RecipeError
+from cluster.errors import DataError
 from cluster.settings import Settings, make
 from trainers import policy_gradient as pg
 from trainers.answers import Encoder, Message, judged, read_examples
@@ -237,8 +237,6 @@ class Iterations:
                 sampler = own = Sampler(config, self.tokenizer, device, slots=settings.slots)
                 if policy.tuning is not None or self.recipe.peft is not None:
                     own.tune(lambda packed: prepare(packed, self.recipe, policy.settings))
-            elif self.recipe.peft is not None or self.recipe.prune is not None:
-                raise RecipeError("objective.vllm takes whole weights; with peft or prune leave vllm out")
             else:
                 vllm, dtype = make(VLLM, settings.vllm, "objective.vllm"), policy.compute_dtype
                 gpu = os.environ.get("CUDA_VISIBLE_DEVICES", "") if device.type == "cuda" else ""

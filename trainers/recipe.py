@@ -139,6 +139,8 @@ class TrainRecipe(Settings):
         advantage = self.objective.get("advantage", "grpo")
         if self.trainer == "grpo" and advantage in ("grpo", "dr_grpo", "rloo") and samples == 1:
             raise RecipeError(f"objective.sampling.samples: {advantage} compares answers; give 2 or more")
+        if self.objective.get("vllm") and (self.peft is not None or self.prune is not None):
+            raise RecipeError("objective.vllm takes whole weights; with peft or prune leave vllm out")
         if isinstance(samples, int) and samples > 0 and isinstance(self.workers, int):
             self.check_whole_prompts(samples, self.workers)
 

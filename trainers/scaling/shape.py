@@ -19,7 +19,7 @@ from cluster.errors import RecipeError
 from cluster.page import document, table
 from cluster.settings import Settings, assign, make, read_yaml, refuse_other
 from trainers.page import plot
-from trainers.scaling.sweep import Runner, finished, whole_run
+from trainers.scaling.sweep import Runner, check_base, finished, whole_run
 from trainers.train import TrainReport
 from trainers.workers import Crew
 
@@ -42,9 +42,7 @@ class Shapes(Settings):
 
     def check(self) -> list[Shape]:
         """All shapes, every combination once. Raises RecipeError where one misses the number of weights."""
-        wrong = [name for name in ("model", "steps", "tokens", "epochs", "continue") if name in self.base]
-        if wrong:
-            raise RecipeError(f"shape: base sets {', '.join(wrong)}, which the study itself sets")
+        check_base(self.base, "shape")
         odd = [size for size in self.head_size if size < 2 or size % 2]
         if odd or min(self.layers) < 1 or min(self.ffn_ratio) <= 0:
             raise RecipeError(

@@ -32,6 +32,13 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 
+def check_base(base: Mapping[str, Any], study: str) -> None:
+    """Refuse a base recipe with settings that the study varies. Raises RecipeError."""
+    wrong = [name for name in ("model", "steps", "tokens", "epochs", "continue") if name in base]
+    if wrong:
+        raise RecipeError(f"{study}: base sets {', '.join(wrong)}, which the {study} itself sets")
+
+
 class Sweep(Settings):
     """A `scale sweep` recipe: a training recipe whose model and length vary."""
 
@@ -74,9 +81,7 @@ class Sweep(Settings):
             raise RecipeError(f"sweep: fitted: no file {self.fitted}; expected the sweep.json of a finished sweep")
         if self.fitted and self.predict is None:
             raise RecipeError("sweep: fitted takes a law from before, and predict: null leaves nothing to train")
-        wrong = [name for name in ("model", "steps", "tokens", "epochs", "continue") if name in self.base]
-        if wrong:
-            raise RecipeError(f"sweep: base sets {', '.join(wrong)}, which the sweep itself sets")
+        check_base(self.base, "sweep")
 
 
 def load_sweep(path: str, changes: Sequence[str] = ()) -> Sweep:
