@@ -75,13 +75,13 @@ def solve(settings: Solve, out: str) -> list[Line]:
     rows = spread(
         solved, settings.model, problems, plain, top / "parts", workers=settings.workers, chunk=settings.chunk
     )
-    write_jsonl(top / "solutions.jsonl", [{**problem, **row} for problem, row in zip(problems, rows, strict=True)])
+    samples = [{**problem, **row} for problem, row in zip(problems, rows, strict=True)]
+    write_jsonl(top / "solutions.jsonl", samples)
     methods = ["first", "majority", "oracle"]
     methods += ["outcome", "weighted"] if settings.outcome else []
     methods += ["process_min", "process_product", "process_last"] if settings.process else []
     most = settings.draw.samples
     ns = sorted({2**power for power in range(most.bit_length()) if 2**power <= most} | {most})
-    samples = [{**problem, **row} for problem, row in zip(problems, rows, strict=True)]
     lines = against_n([candidates_of(row) for row in samples], methods, ns)
     more = ["beam"] * bool(settings.beams) + [f"budget {budget.least}-{budget.most}" for budget in settings.budgets]
     for name in more:
