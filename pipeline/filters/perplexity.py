@@ -133,11 +133,12 @@ def perplexities(docs: Documents, model: str, split: Callable[[str], list[str]],
     """10 ** (-log10 p / n) of each document, float64; NaN without any token."""
     scorer = _model(model)
     out = np.full(len(docs), np.nan)
-    for row, text in enumerate(docs.column("text").cast(pa.large_binary()).to_pylist()):
-        log_probability, count = 0.0, 0
-        for tokens in sentences((text or b"").decode("utf-8", "replace"), split, lower):
-            log_probability += scorer.score(" ".join(tokens))
-            count += len(tokens) + 1
+    for row, data in enumerate(docs.column("text").cast(pa.large_binary()).to_pylist()):
+        text = (data or b"").decode("utf-8", "replace")
+        lines, count = _lines_of_words(text, lower) if split is str.split else _lines_of_tokens(text, split, lower)
+        log_probability = 0.0
+        for line in lines:
+            log_probability += scorer.score(line)
         if count:
             out[row] = math.pow(10.0, min(300.0, -log_probability / count))
     return out
@@ -145,9 +146,33 @@ def perplexities(docs: Documents, model: str, split: Callable[[str], list[str]],
 
 def sentences(text: str, split: Callable[[str], list[str]], lower: bool) -> Iterator[list[str]]:
     """The tokens of each line that has any."""
-    for line in (text.lower().translate(_DIGITS) if lower else text).split("\n"):
+    for line in _cased(text, lower).split("\n"):
         if tokens := split(line):
             yield tokens
+
+
+def _cased(text: str, lower: bool) -> str:
+    if not lower:
+        return text
+    data = text.lower().encode("utf-8", "surrogatepass")  # str.translate takes more time than all the rest
+    return data.translate(_ZEROS).decode("utf-8", "surrogatepass")
+
+
+def _lines_of_tokens(text: str, split: Callable[[str], list[str]], lower: bool) -> tuple[list[str], int]:
+    """(lines as KenLM wants them, tokens between spaces; number of tokens and line ends)."""
+    found = list(sentences(text, split, lower))
+    return [" ".join(tokens) for tokens in found], sum(map(len, found)) + len(found)
+
+
+def _lines_of_words(text: str, lower: bool) -> tuple[list[bytes], int]:
+    """The same for words, which KenLM splits itself once all white space is that of ASCII, the only one it knows."""
+    text = text.lower() if lower else text
+    for wide in "" if text.isascii() else _WIDE_SPACES:
+        text = text.replace(wide, " ")
+    data = text.encode().translate(_WORDS_LOWER if lower else _WORDS)
+    lines = [line for line in data.split(b"\n") if line and not line.isspace()]
+    space = _IS_SPACE[np.frombuffer(b" " + data, np.uint8)]
+    return lines, int(np.count_nonzero(space[:-1] > space[1:])) + len(lines)
 
 
 def splitter(tokens: str, sentencepiece: str | None) -> Callable[[str], list[str]]:
@@ -161,7 +186,13 @@ def splitter(tokens: str, sentencepiece: str | None) -> Callable[[str], list[str
     return lambda line: processor.encode(line, out_type=str)  # type: ignore[no-any-return]
 
 
-_DIGITS = str.maketrans("123456789", "000000000")
+_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_WIDE_SPACES = (
+    "\x85\xa0\u1680\u2000\u2001\u2002\u2003\u2004\u2005\u2006\u2007\u2008\u2009\u200a\u2028\u2029\u202f\u205f\u3000"
+)
+_WORDS = bytes.maketrans(b"\x1c\x1d\x1e\x1f", b"    ")
+_WORDS_LOWER = _WORDS.translate(_ZEROS)
+_IS_SPACE = np.array([bytes([byte]).isspace() for byte in range(256)])
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,10 +1,13 @@
 import math
+import sys
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from texts import ODD, batch_of, reasons, score
 
 from cluster.errors import RecipeError
-from pipeline.filters.perplexity import Perplexity
+from pipeline.filters.perplexity import Perplexity, perplexities, sentences
 from pipeline.step import Documents
 
 pytest.importorskip("kenlm")
@@ -87,3 +90,25 @@ def test_what_cannot_work_is_refused(arpa):
         Perplexity(model=arpa, tokens="sentencepiece").check()
     with pytest.raises(RecipeError, match="go together"):
         Perplexity(model=arpa, head_max=3).check()
+
+
+SPACES = "".join(c for c in map(chr, range(sys.maxunicode + 1)) if c.isspace())
+
+
+@given(
+    st.lists(st.sampled_from([*SPACES, "\n", "the", "THE", "cat", "猫", "é", "İ", "\0", "7", "70", "०"])).map("".join)
+)
+def test_words_end_at_every_white_space_that_unicode_knows(arpa, text):
+    import kenlm
+
+    lines = list(sentences(text, str.split, lower=True))
+    assert lines == [kept for line in text.lower().split("\n") if (kept := zeroed(line).split())]
+    count = sum(map(len, lines)) + len(lines)
+    total = sum(kenlm.Model(arpa).score(" ".join(tokens)) for tokens in lines)
+    expected = math.pow(10.0, -total / count) if count else math.nan
+    found = perplexities(Documents(batch_of([text])), arpa, str.split, True)[0]
+    assert found == expected or (math.isnan(found) and math.isnan(expected))
+
+
+def zeroed(line):
+    return "".join("0" if c in "123456789" else c for c in line)
