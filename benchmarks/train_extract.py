@@ -7,7 +7,8 @@ Data: the open halves of WCXB, article-extraction-benchmark and trafilatura's se
 block is the share of its words that a longest common subsequence of page and gold text matches; where only snippets
 are known, 1 or 0 for the blocks that hold one. Four folds by domain: class words are weighed, the first model is
 trained, and its opinion of the held-back pages is what the second model learns from; the scores printed are those of
-pages whose domain no part of the model has seen (the list of TOPICS, 64 class words without weights, excepted).
+pages whose domain no part of the model has seen, but for the list of TOPICS (64 class words without weights) and the
+first models whose opinions the second one is trained on; --without with bench_extract.py has no such exception.
 The columns of groups and of opinions were chosen on folds 0 to 2 alone.
 """
 
