@@ -71,8 +71,6 @@ class Engine:
     One optimiser step is: `begin(total count)`, then `backward(loss)` for each micro-batch, then `step(rate)`.
     """
 
-    trainable = True
-
     def __init__(self, model: nn.Module, settings: EngineSettings, ranks: Ranks, micro_rows: int):
         settings.check()
         self.settings, self.ranks = settings, ranks

@@ -8,7 +8,6 @@ M_{t+1}. Each round reports how well the judge ranks held-out answers that peopl
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -204,9 +203,3 @@ def _round(
     recipe = {**settings.train, "trainer": "preference", "data": packed, "start_from": model, "objective": objective}
     result = stage(folder / "result.json", lambda: trained(recipe, folder / "run", crew))
     return {**result, "pairs": len(pairs), "mean_score": sum(rated) / len(rated)}
-
-
-def written_prompts(path: str, out: str) -> str:
-    """The instructions of `self_instruct` as a file of prompts for the next rounds."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return write_jsonl(Path(out), [{"prompt": json.loads(line)["messages"][0]["content"]} for line in lines])
