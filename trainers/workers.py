@@ -181,6 +181,11 @@ class Crew:
         self.end()
 
 
+def crewed(crew: Crew | None) -> contextlib.AbstractContextManager[Crew]:
+    """The crew that is given, which stays, or one for the length of a block."""
+    return Crew() if crew is None else contextlib.nullcontext(crew)
+
+
 def attempt(
     recipe: dict[str, Any], out: str, world: int, device: str, show: Callable[[dict[str, Any]], None], crew: Crew
 ) -> list[dict[str, Any]]:

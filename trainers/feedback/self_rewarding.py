@@ -19,7 +19,6 @@ from cluster.settings import Settings
 from trainers.feedback.judge import Rating, fill, prompt_text
 from trainers.feedback.stages import (
     as_chat,
-    crewed,
     rate_texts,
     same_loop,
     spread,
@@ -29,7 +28,7 @@ from trainers.feedback.stages import (
     write_texts,
 )
 from trainers.feedback.writer import Draw
-from trainers.workers import Crew
+from trainers.workers import Crew, crewed
 
 ADDITIVE = """Review the answer to the request below and give it points. Add one point for each that holds:
 - it says something that belongs to the request, even if it is incomplete;
