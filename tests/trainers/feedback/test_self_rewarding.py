@@ -62,7 +62,5 @@ def test_two_rounds_learn_from_pairs_that_the_model_judged_and_a_cut_loop_ends_t
     with pytest.raises(RecipeError, match="48 prompts, 3 rounds take 24 each"):
         self_rewarding(settings.model_copy(update={"iterations": 3}), str(tmp_path / "more"))
     (tmp_path / "prompts.jsonl").write_text('{"instruction": "say cat"}\n')
-    with pytest.raises(
-        DataError, match=r"example 1: neither `prompt` nor `messages`; found instruction"
-    ):
+    with pytest.raises(DataError, match=r"example 1: neither `prompt` nor `messages`; found instruction"):
         self_rewarding(settings, str(tmp_path / "other"))
