@@ -22,9 +22,10 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/corpusmill demo --out runs/demo
 
-# fast areas first; the end-to-end runs last
+# In two processes, each with a Ray of its own; long files first, so that none is left for the end
 test: setup
-	$(BIN)/python -m pytest tests/test_layout.py tests/pipeline tests/cluster tests/trainers tests/end_to_end
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder \
+		tests/end_to_end tests/trainers tests/cluster tests/pipeline tests/test_layout.py tests/test_corpusmill.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -119,11 +119,6 @@ def bucket_bytes(indices: Sequence[dict[str, Any]], bucket: int) -> int:
     return sum(size for index in indices for b, _, _, size in index["runs"] if b == bucket)
 
 
-def bucket_rows(indices: Sequence[dict[str, Any]], bucket: int) -> int:
-    """Rows of one bucket over all map tasks' files."""
-    return sum(rows for index in indices for b, _, rows, _ in index["runs"] if b == bucket)
-
-
 def filled(indices: Sequence[dict[str, Any]]) -> list[int]:
     """The buckets that hold any row, in order."""
     return sorted({b for index in indices for b, _, _, _ in index["runs"]})

@@ -13,6 +13,7 @@ is, in YAML, the same classes by the names of their files:
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -116,6 +117,7 @@ def step_class(name: str, where: str = "recipe", others: Iterable[str] = ()) -> 
     return found[0]
 
 
+@functools.cache
 def step_docs() -> dict[str, str]:
     """Every step's name and the first line of its class's docstring, read without importing anything."""
     docs: dict[str, str] = {}

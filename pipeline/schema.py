@@ -59,8 +59,6 @@ TOKENS = pa.schema(
 )
 """One document, as token ids: raw bytes, because Parquet stores a list<uint16> as 32-bit integers, 4 times slower."""
 
-SCHEMAS: dict[Row, pa.Schema] = {Row.RECORD: RECORD, Row.DOCUMENT: DOCUMENT, Row.TOKENS: TOKENS}
-
 
 def packed_schema(seq_len: int, vocab_size: int, *, loss_mask: bool = False) -> pa.Schema:
     """The schema of PACKED rows of `seq_len` tokens.

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 
 import pytest
 
@@ -112,11 +113,14 @@ def test_a_run_that_is_told_to_stop_says_so_and_the_same_command_goes_on(tmp_pat
         "steps:\n  - crawl.corpus: {path: in.jsonl}\n  - filters.python: {function: rules:slow}\nworkers: 2\n"
     )
     command = [sys.executable, corpusmill.__file__, "run", "slow.yaml", "--out", "out"]
-    run = subprocess.Popen(command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    heard = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # tests in a shell's background ignore it
+    run = subprocess.Popen(
+        command, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True, preexec_fn=heard
+    )
     while run.poll() is None and not (tmp_path / "began").exists():
         time.sleep(0.1)
     run.send_signal(number)
-    said = run.communicate()[1]
+    said = run.communicate(timeout=120)[1]
     assert run.returncode == code, said
     assert said.strip() == "corpusmill: interrupted; the same command goes on where it was"
     assert json.loads((tmp_path / "out/run.json").read_text())["error"] == "interrupted"

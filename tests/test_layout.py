@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from pathlib import Path
 
@@ -16,6 +17,7 @@ SKIPPED = (".git", ".venv", "runs", "build", ".ruff_cache", ".mypy_cache", ".pyt
 SOURCES = sorted(p for side in ("pipeline", "trainers", "cluster") for p in (ROOT / side).rglob("*.py"))
 
 
+@functools.cache
 def imports(path: Path) -> set[str]:
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -7,6 +7,7 @@ knows neither the number of ranks nor the ZeRO stage that wrote it.
 from __future__ import annotations
 
 import contextlib
+import importlib
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -70,8 +71,6 @@ class Engine:
 
     One optimiser step is: `begin(total count)`, then `backward(loss)` for each micro-batch, then `step(rate)`.
     """
-
-    trainable = True
 
     def __init__(self, model: nn.Module, settings: EngineSettings, ranks: Ranks, micro_rows: int):
         settings.check()
@@ -399,7 +398,13 @@ def _deepspeed() -> Any:
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     import deepspeed
     import deepspeed.ops
+    from deepspeed.runtime import compiler
     from deepspeed.utils import logger
+
+    # ZeRO imports the Muon optimizer to see that it is not asked for, and Muon's decorators load torch's whole compiler
+    decorator, compiler.compile = compiler.compile, lambda: lambda function: function
+    importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    compiler.compile = decorator
 
     logger.setLevel(logging.ERROR)
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -67,6 +68,7 @@ def settings_of(name: str) -> type[Settings]:
     return found
 
 
+@functools.cache
 def part_docs() -> dict[str, str]:
     """Every block's name and what its module or class says of itself in one line, read without importing anything."""
     docs: dict[str, str] = {}

@@ -15,8 +15,6 @@ Want = Literal["loss", "token_losses", "logits", "values", "states", "scores"]
 class Role(Protocol):
     """A model that an objective may call. Only engines have a backward pass."""
 
-    trainable: bool
-
     def __call__(self, batch: Batch, want: Want = "loss") -> Tensor:
         """What `PackedLM.forward` returns for the batch; the batch is moved to the role's device."""
         ...
@@ -28,8 +26,6 @@ class Role(Protocol):
 
 class Frozen:
     """A model that is only looked at: no gradient, no optimiser, its weights in `dtype`."""
-
-    trainable = False
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype):
         self.model = model.to(device=device, dtype=dtype).eval().requires_grad_(False)

@@ -19,7 +19,7 @@ from trainers import shelf
 from trainers.page import write_page
 from trainers.recipe import TrainRecipe, from_mapping, write
 from trainers.schedule import Schedule
-from trainers.workers import Crew, Lost, attempt, outlived
+from trainers.workers import Crew, Lost, attempt, crewed, outlived
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -134,9 +134,7 @@ def _left(recipe: TrainRecipe, device: str, world: int, show: _Progress) -> int:
 def _attempt(
     recipe: TrainRecipe, folder: str, world: int, device: str, show: _Progress, crew: Crew | None
 ) -> list[dict[str, Any]]:
-    if crew is not None:
-        return attempt(recipe.plain(), folder, world, device, show.line, crew)
-    with Crew() as own:
+    with crewed(crew) as own:
         return attempt(recipe.plain(), folder, world, device, show.line, own)
 
 

@@ -57,6 +57,7 @@ class Worker:
             self.beat.at("start", 0)
             self.log = None
             gc.collect()  # the engines of a run before this one
+            gc.freeze()  # what is left are libraries: half a million objects that no later collection need look at
             timeout = max(float(recipe["stall_seconds"]), SETTING_UP)
             group = ranks.join(self.rank, self.world, local_rank, master, port, self.device, timeout)
             return session.run(recipe, out, group, self)
@@ -178,6 +179,11 @@ class Crew:
 
     def __exit__(self, *_: object) -> None:
         self.end()
+
+
+def crewed(crew: Crew | None) -> contextlib.AbstractContextManager[Crew]:
+    """The crew that is given, which stays, or one for the length of a block."""
+    return Crew() if crew is None else contextlib.nullcontext(crew)
 
 
 def attempt(

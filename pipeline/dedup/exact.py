@@ -251,8 +251,7 @@ class Exact(Corpus):
             before = rows
         return best
 
-    def decisions(self, decided: dict[str, Any], partition: int) -> pa.Table | None:
-        return removal.read_saved(decided["decisions"], partition)
+    decisions = staticmethod(removal.decisions)
 
     def apply(
         self, docs: Documents, first_row: int, decisions: pa.Table | None

@@ -328,25 +328,12 @@ class Minhash(Corpus):
                 work.progress(table.num_rows)
         return {"edges": spread.index, "touched": touched.index}
 
-    def components(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
-        """All edges in one task: each clustered document with its component, spread by partition."""
-        return connect.in_memory(task, work)
-
-    def both_ends(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
-        """Every edge in the bucket of each of its ends, for the rounds."""
-        return connect.both_ends(task, work)
-
-    def large_star(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
-        """One half round of the distributed search for components."""
-        return connect.large_star(task, work)
-
-    def small_star(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
-        """The other half round."""
-        return connect.small_star(task, work)
-
-    def label(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
-        """After the last round: each clustered document with its component, spread by partition."""
-        return connect.label(task, work)
+    # phases of the search for components: all edges in one task, or in rounds
+    components = staticmethod(connect.in_memory)
+    both_ends = staticmethod(connect.both_ends)
+    large_star = staticmethod(connect.large_star)
+    small_star = staticmethod(connect.small_star)
+    label = staticmethod(connect.label)
 
     def _payload(self, text: pa.Array) -> tuple[np.ndarray, np.ndarray]:
         """What documents are compared by: (offsets [n + 1], uint32): distinct shingles sorted, or the signature."""
@@ -450,8 +437,7 @@ class Minhash(Corpus):
             task, work, keep=self.keep, verify=self.verify, compare=self.compare, bands=self._bands_compared()
         )
 
-    def decisions(self, decided: dict[str, Any], partition: int) -> pa.Table | None:
-        return removal.read_saved(decided["decisions"], partition)
+    decisions = staticmethod(removal.decisions)
 
     def apply(
         self, docs: Documents, first_row: int, decisions: pa.Table | None

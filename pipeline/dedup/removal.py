@@ -108,9 +108,9 @@ def spread_decisions(
     return spread.index
 
 
-def read_saved(saved: dict[str, Any], partition: int) -> pa.Table | None:
-    """`read` of indices that `exchange.save` wrote."""
-    return read(exchange.load(saved, partition), partition)
+def decisions(decided: dict[str, Any], partition: int) -> pa.Table | None:
+    """`decisions` of a step: `read` of the indices that `exchange.save` wrote for its `decide`."""
+    return read(exchange.load(decided["decisions"], partition), partition)
 
 
 def read(indices: Sequence[dict[str, Any]], partition: int) -> pa.Table | None:

@@ -186,8 +186,7 @@ class Semantic(Corpus):
             work.progress(end - start)
         return {"decisions": removal.spread_decisions(task, work, rows, match, similarity)}
 
-    def decisions(self, decided: dict[str, Any], partition: int) -> pa.Table | None:
-        return removal.read_saved(decided["decisions"], partition)
+    decisions = staticmethod(removal.decisions)
 
     def apply(
         self, docs: Documents, first_row: int, decisions: pa.Table | None

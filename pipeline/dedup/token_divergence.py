@@ -127,25 +127,12 @@ class TokenDivergence(Corpus):
         """Reduce: edges between the documents that share a key, as few as join them."""
         return self._minhash().edges(task, work)
 
-    def components(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
-        """All edges in one task: each clustered document with its component, spread by partition."""
-        return connect.in_memory(task, work)
-
-    def both_ends(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
-        """Every edge in the bucket of each of its ends, for the rounds."""
-        return connect.both_ends(task, work)
-
-    def large_star(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
-        """One half round of the distributed search for components."""
-        return connect.large_star(task, work)
-
-    def small_star(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
-        """The other half round."""
-        return connect.small_star(task, work)
-
-    def label(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
-        """After the last round: each clustered document with its component, spread by partition."""
-        return connect.label(task, work)
+    # phases of the search for components: all edges in one task, or in rounds
+    components = staticmethod(connect.in_memory)
+    both_ends = staticmethod(connect.both_ends)
+    large_star = staticmethod(connect.large_star)
+    small_star = staticmethod(connect.small_star)
+    label = staticmethod(connect.label)
 
     def members(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
         """Map: rank and token counts of the clustered documents of a partition, spread by component."""
@@ -236,8 +223,7 @@ class TokenDivergence(Corpus):
             begin = end
         return match, score
 
-    def decisions(self, decided: dict[str, Any], partition: int) -> pa.Table | None:
-        return removal.read_saved(decided["decisions"], partition)
+    decisions = staticmethod(removal.decisions)
 
     def apply(
         self, docs: Documents, first_row: int, decisions: pa.Table | None

@@ -62,8 +62,7 @@ class Url(Corpus):
         """Reduce: of each group of equal URLs the first by rank stays."""
         return self._exact().choose(task, work)
 
-    def decisions(self, decided: dict[str, Any], partition: int) -> pa.Table | None:
-        return removal.read_saved(decided["decisions"], partition)
+    decisions = staticmethod(removal.decisions)
 
     def apply(
         self, docs: Documents, first_row: int, decisions: pa.Table | None

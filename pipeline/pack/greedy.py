@@ -36,14 +36,9 @@ class Greedy(Corpus):
     def input_identity(self) -> list[Any]:
         return tokenizer_identity(self.tokenizer)
 
-    def decide(self, stage: Any) -> dict[str, Any]:
-        return buckets.pack_corpus(self, stage)
-
-    def count(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
-        return buckets.count(self, task, work)
-
-    def spread(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
-        return buckets.spread(self, task, work)
+    decide = buckets.pack_corpus
+    count = buckets.count
+    spread = buckets.spread
 
     def fill(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
         return rows.fill(task, work, greedy)

@@ -15,10 +15,10 @@ from pipeline.step import Work
 DELAY_S = 0.1
 
 
-def _slow(method: Any) -> Any:
+def _slow(step: type, phase: str) -> Any:
     def slowly(self: Any, task: dict[str, Any], work: Work) -> dict[str, Any]:
         time.sleep(DELAY_S)
-        return method(self, task, work)
+        return vars(step)[phase].__get__(self, step)(task, work)
 
     return slowly
 
@@ -26,38 +26,38 @@ def _slow(method: Any) -> Any:
 class SlowExact(Exact):
     """Exact, slowly."""
 
-    hashes = _slow(Exact.hashes)
-    choose = _slow(Exact.choose)
+    hashes = _slow(Exact, "hashes")
+    choose = _slow(Exact, "choose")
 
 
 class SlowUrl(Url):
     """Url, slowly."""
 
-    hashes = _slow(Url.hashes)
-    choose = _slow(Url.choose)
+    hashes = _slow(Url, "hashes")
+    choose = _slow(Url, "choose")
 
 
 class SlowMinhash(Minhash):
     """Minhash, slowly."""
 
-    signatures = _slow(Minhash.signatures)
-    edges = _slow(Minhash.edges)
-    large_star = _slow(Minhash.large_star)
-    small_star = _slow(Minhash.small_star)
-    label = _slow(Minhash.label)
-    members = _slow(Minhash.members)
-    choose = _slow(Minhash.choose)
+    signatures = _slow(Minhash, "signatures")
+    edges = _slow(Minhash, "edges")
+    large_star = _slow(Minhash, "large_star")
+    small_star = _slow(Minhash, "small_star")
+    label = _slow(Minhash, "label")
+    members = _slow(Minhash, "members")
+    choose = _slow(Minhash, "choose")
 
 
 class SlowLines(Lines):
     """Lines, slowly."""
 
-    lines = _slow(Lines.lines)
-    count = _slow(Lines.count)
+    lines = _slow(Lines, "lines")
+    count = _slow(Lines, "count")
 
 
 class SlowSubstring(Substring):
     """Substring, slowly."""
 
-    windows = _slow(Substring.windows)
-    repeats = _slow(Substring.repeats)
+    windows = _slow(Substring, "windows")
+    repeats = _slow(Substring, "repeats")

@@ -17,10 +17,10 @@ from pydantic import Field
 from cluster.errors import RecipeError
 from cluster.settings import Settings, make
 from trainers.feedback.judge import RATE, Comparing, Rating, label, rate
-from trainers.feedback.stages import as_chat, crewed, same_loop, spread, stage, trained, write_jsonl, write_texts
+from trainers.feedback.stages import as_chat, same_loop, spread, stage, trained, write_jsonl, write_texts
 from trainers.feedback.writer import Draw, Endpoint, Model, Server, Writer
 from trainers.recipe import from_mapping
-from trainers.workers import Crew
+from trainers.workers import Crew, crewed
 
 
 class Rlaif(Settings):

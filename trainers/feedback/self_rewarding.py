@@ -8,19 +8,17 @@ M_{t+1}. Each round reports how well the judge ranks held-out answers that peopl
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from cluster.errors import RecipeError
+from cluster.errors import DataError, RecipeError
 from cluster.settings import Settings
 from trainers.feedback.judge import Rating, fill, prompt_text
 from trainers.feedback.stages import (
     as_chat,
-    crewed,
     rate_texts,
     same_loop,
     spread,
@@ -30,7 +28,7 @@ from trainers.feedback.stages import (
     write_texts,
 )
 from trainers.feedback.writer import Draw
-from trainers.workers import Crew
+from trainers.workers import Crew, crewed
 
 ADDITIVE = """Review the answer to the request below and give it points. Add one point for each that holds:
 - it says something that belongs to the request, even if it is incomplete;
@@ -52,7 +50,9 @@ class SelfRewarding(Settings):
     model: str = Field(description="transformers folder to begin with: a base model, or M1 when ift and eft are empty")
     ift: tuple[str, ...] = Field((), description="files of instructions with answers: `prompt` and `answer`")
     eft: tuple[str, ...] = Field((), description="files of judged answers: `prompt`, `answer` and `score`")
-    prompts: tuple[str, ...] = Field(description="files with `prompt` to answer; each round takes the next ones")
+    prompts: tuple[str, ...] = Field(
+        description="files with `prompt`, or `messages` without their last, to answer; each round takes the next ones"
+    )
     per_round: int = Field(1000, gt=0, description="prompts of a round")
     iterations: int = Field(2, gt=0, description="rounds of DPO: M2, M3, …")
     draw: Draw = Field(Draw(temperature=0.7, top_p=0.9, samples=4), description="how answers are drawn")  # type: ignore[call-arg]
@@ -139,11 +139,12 @@ def _rounds(settings: SelfRewarding, out: str, crew: Crew) -> list[dict[str, Any
     same_loop(top, settings.model_dump(mode="json"))
     rows = {
         name: [row for path in getattr(settings, name) for row in read_examples(path)]
-        for name in ("ift", "eft", "prompts", "held_out")
+        for name in ("ift", "eft", "held_out")
     }
-    if len(rows["prompts"]) < settings.per_round * settings.iterations:
+    prompts = prompts_of(settings.prompts)
+    if len(prompts) < settings.per_round * settings.iterations:
         raise RecipeError(
-            f"{len(rows['prompts'])} prompts, {settings.iterations} rounds take {settings.per_round} each; give more, "
+            f"{len(prompts)} prompts, {settings.iterations} rounds take {settings.per_round} each; give more, "
             "such as the instructions of self_instruct"
         )
     model = settings.model
@@ -159,13 +160,26 @@ def _rounds(settings: SelfRewarding, out: str, crew: Crew) -> list[dict[str, Any
         model = stage(top / "m1.json", lambda: trained(recipe, top / "m1", crew))["model"]
     rounds = []
     for number in range(settings.iterations):
-        mine = rows["prompts"][number * settings.per_round : (number + 1) * settings.per_round]
-        found = _round(settings, model, [row["prompt"] for row in mine], top / f"round-{number}", number, crew)
+        mine = prompts[number * settings.per_round : (number + 1) * settings.per_round]
+        found = _round(settings, model, mine, top / f"round-{number}", number, crew)
         found["agreement"] = _measured(settings, model, rows["held_out"], top / f"round-{number}", crew)
         rounds.append(found)
         model = found["model"]
     last = _measured(settings, model, rows["held_out"], top / "last", crew)
     return [*rounds, {"model": model, "agreement": last}]
+
+
+def prompts_of(paths: Sequence[str]) -> list[Any]:
+    """Prompts, text or messages: `prompt`, or what comes before the answer in `messages` (as self_instruct writes)."""
+    from trainers.answers import read_examples
+
+    found = []
+    for path in paths:
+        for number, row in enumerate(read_examples(path), 1):
+            if not row.get("prompt") and not row.get("messages"):
+                raise DataError(f"{path}, example {number}: neither `prompt` nor `messages`; found {', '.join(row)}")
+            found.append(row.get("prompt") or row["messages"][:-1])
+    return found
 
 
 def _measured(
@@ -204,9 +218,3 @@ def _round(
     recipe = {**settings.train, "trainer": "preference", "data": packed, "start_from": model, "objective": objective}
     result = stage(folder / "result.json", lambda: trained(recipe, folder / "run", crew))
     return {**result, "pairs": len(pairs), "mean_score": sum(rated) / len(rated)}
-
-
-def written_prompts(path: str, out: str) -> str:
-    """The instructions of `self_instruct` as a file of prompts for the next rounds."""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
-    return write_jsonl(Path(out), [{"prompt": json.loads(line)["messages"][0]["content"]} for line in lines])

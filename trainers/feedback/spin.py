@@ -14,9 +14,9 @@ from typing import Any
 from pydantic import Field
 
 from cluster.settings import Settings
-from trainers.feedback.stages import as_chat, crewed, same_loop, spread, stage, trained, write_jsonl, write_texts
+from trainers.feedback.stages import as_chat, same_loop, spread, stage, trained, write_jsonl, write_texts
 from trainers.feedback.writer import Draw
-from trainers.workers import Crew
+from trainers.workers import Crew, crewed
 
 
 class Spin(Settings):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -36,11 +35,6 @@ def same_loop(out: Path, settings: Mapping[str, Any]) -> None:
         if changed:
             raise RecipeError(f"{out} was begun with other values of {', '.join(changed)}; use another --out")
     put(path, json.dumps(now, indent=1) + "\n")
-
-
-def crewed(crew: Crew | None) -> contextlib.AbstractContextManager[Crew]:
-    """The crew that is given, or one for the length of a loop: its stages train on workers that stay."""
-    return Crew() if crew is None else contextlib.nullcontext(crew)
 
 
 def spread(

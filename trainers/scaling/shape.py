@@ -21,7 +21,7 @@ from cluster.settings import Settings, assign, make, read_yaml, refuse_other
 from trainers.page import plot
 from trainers.scaling.sweep import Runner, check_base, finished, whole_run
 from trainers.train import TrainReport
-from trainers.workers import Crew
+from trainers.workers import Crew, crewed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,7 +110,7 @@ def load_shapes(path: str, changes: Sequence[str] = ()) -> Shapes:
     return made
 
 
-def study(settings: Shapes, out: str, console: Console | None = None) -> dict[str, Any]:
+def study(settings: Shapes, out: str, console: Console | None = None, crew: Crew | None = None) -> dict[str, Any]:
     """Train every shape, and write OUT/shapes.json and OUT/report.html. Resumable: finished runs are read back.
 
     Returns {"runs": [{shape, "weights", "train", "test"}], "spread"}: losses in nats at the end, the training loss as
@@ -119,11 +119,11 @@ def study(settings: Shapes, out: str, console: Console | None = None) -> dict[st
     """
     os.makedirs(out, exist_ok=True)
     runs = []
-    with Crew() as crew:
+    with crewed(crew) as own:
         for shape in settings.check():
             name = f"l{shape.layers}-h{shape.hidden_size}-a{shape.heads}-f{shape.intermediate_size}"
             recipe = whole_run(settings.base, asdict(shape), settings.steps, settings.decay, settings.rate)
-            report = finished(recipe, os.path.join(out, name), Runner(console, crew))
+            report = finished(recipe, os.path.join(out, name), Runner(console, own))
             runs.append({**asdict(shape), "weights": shape.weights, "run": name, **losses(report)})
     ends = [run["train"] if run["test"] is None else run["test"] for run in runs]
     result = {"runs": runs, "spread": (max(ends) - min(ends)) / min(ends)}

@@ -26,7 +26,7 @@ from trainers.page import plot
 from trainers.recipe import TrainRecipe, from_mapping
 from trainers.scaling.law import UNDETERMINED, Law
 from trainers.train import TrainReport, train
-from trainers.workers import Crew
+from trainers.workers import Crew, crewed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -107,7 +107,7 @@ class Point:
     """6 N D; the budget, where the run was made for one."""
 
 
-def sweep(settings: Sweep, out: str, console: Console | None = None) -> dict[str, Any]:
+def sweep(settings: Sweep, out: str, console: Console | None = None, crew: Crew | None = None) -> dict[str, Any]:
     """Run, fit, predict, measure. Writes OUT/runs.jsonl (a table for `scale fit`) and OUT/sweep.json.
 
     Resumable: finished runs are read back. Returns {"fit", "points"}, with `budgets` also {"isoflop"} (what
@@ -115,8 +115,8 @@ def sweep(settings: Sweep, out: str, console: Console | None = None) -> dict[str
     """
     settings.check()
     os.makedirs(out, exist_ok=True)
-    with Crew() as crew:
-        return _sweep(settings, out, Runner(console, crew))
+    with crewed(crew) as own:
+        return _sweep(settings, out, Runner(console, own))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ SHORT = {"batch_rows": 8, "micro_rows": 4, "workers": 2, "device": "cpu", "sched
 
 
 @pytest.fixture(scope="session")
-def tuned(chat_tokenizer, preference_writer, tmp_path_factory, local_ray):
+def tuned(chat_tokenizer, preference_writer, tmp_path_factory, crew):
     """(folder of the model, JSONL of prompts with answers that it has begun to learn)"""
     from trainers.train import train
 
@@ -24,7 +24,7 @@ def tuned(chat_tokenizer, preference_writer, tmp_path_factory, local_ray):
     write_answers(str(source), chat_tokenizer, str(out / "packed"), seq_len=128, validation=0)
     objective = {"train_on": "responses"}
     recipe = {**SHORT, "trainer": "sft", "data": str(out / "packed"), "steps": 30, "model": SHAPE}
-    report = train({**recipe, "objective": objective}, str(out / "run"))
+    report = train({**recipe, "objective": objective}, str(out / "run"), crew=crew)
     asked = out / "asked.jsonl"
     asked.write_text("".join(json.dumps({"prompt": r["prompt"], "answer": r["chosen"]}) + "\n" for r in rows))
     return report.export, str(asked)

@@ -5,7 +5,7 @@ import shutil
 
 import pytest
 
-from cluster.errors import RecipeError
+from cluster.errors import DataError, RecipeError
 from trainers.feedback.judge import Rating
 from trainers.feedback.self_rewarding import SelfRewarding, agreement, best_and_worst, judging_examples, self_rewarding
 from trainers.feedback.writer import Draw
@@ -28,6 +28,9 @@ def test_two_rounds_learn_from_pairs_that_the_model_judged_and_a_cut_loop_ends_t
     model, asked = tuned
     with open(asked) as lines:
         prompts = [json.loads(line) for line in lines]
+    for row in prompts[24:]:  # as self_instruct writes them
+        said = (("user", row.pop("prompt")), ("assistant", row.pop("answer")))
+        row["messages"] = [{"role": role, "content": text} for role, text in said]
     judging = Rating(template="{answer}\nrate", lowest=0, highest=5, lead="")
     texts = [("cat end", 5), ("cat cat", 5), ("dog end", 0), ("sun end end", 0), ("cat end end", 5), ("hat", 0)] * 8
     eft = [{"prompt": "p", "answer": text, "score": score} for text, score in texts]
@@ -58,3 +61,6 @@ def test_two_rounds_learn_from_pairs_that_the_model_judged_and_a_cut_loop_ends_t
         assert again[1][name] == whole[1][name]
     with pytest.raises(RecipeError, match="48 prompts, 3 rounds take 24 each"):
         self_rewarding(settings.model_copy(update={"iterations": 3}), str(tmp_path / "more"))
+    (tmp_path / "prompts.jsonl").write_text('{"instruction": "say cat"}\n')
+    with pytest.raises(DataError, match=r"example 1: neither `prompt` nor `messages`; found instruction"):
+        self_rewarding(settings, str(tmp_path / "other"))

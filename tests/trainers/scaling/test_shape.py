@@ -28,12 +28,12 @@ def test_a_number_that_no_shape_has_is_refused_with_the_nearest():
         shape_of(100_000, 2, 128, 2.67, tolerance=0.02)
 
 
-def test_a_study_holds_all_shapes_side_by_side(local_ray, packed, tmp_path):
+def test_a_study_holds_all_shapes_side_by_side(crew, packed, tmp_path):
     base = {"data": str(packed), "schedule": {"rate": 1e-2, "warmup": 2}, "batch_rows": 12, "micro_rows": 6}
     settings = Shapes(
         base={**base, "workers": 1, "device": "cpu"}, steps=10, parameters=20_000, layers=[1, 2], head_size=[8]
     )
-    found = study(settings, str(tmp_path))
+    found = study(settings, str(tmp_path), crew=crew)
     assert [run["layers"] for run in found["runs"]] == [1, 2]
     assert all(abs(run["weights"] / 20_000 - 1) < 0.02 for run in found["runs"])
     ends = [run["test"] for run in found["runs"]]

@@ -22,9 +22,9 @@ def settings(packed):
 
 
 @pytest.fixture(scope="module")
-def swept(local_ray, settings, tmp_path_factory):
+def swept(crew, settings, tmp_path_factory):
     out = tmp_path_factory.mktemp("sweep")
-    return out, sweep(settings, str(out))
+    return out, sweep(settings, str(out), crew=crew)
 
 
 def test_a_sweep_measures_fits_and_predicts(swept):
@@ -45,9 +45,9 @@ def test_a_finished_sweep_is_read_back(swept, settings):
     assert {path: path.stat().st_mtime_ns for path in out.rglob("metrics.jsonl")} == trained
 
 
-def test_a_law_of_before_is_enough_for_the_larger_run(swept, settings, tmp_path):
+def test_a_law_of_before_is_enough_for_the_larger_run(swept, settings, crew, tmp_path):
     out, result = swept
-    again = sweep(settings.model_copy(update={"fitted": str(out / "sweep.json")}), str(tmp_path))
+    again = sweep(settings.model_copy(update={"fitted": str(out / "sweep.json")}), str(tmp_path), crew=crew)
     assert again["predicted"] == result["predicted"]
     assert again["measured"] == result["measured"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["predicted", "report.html", "sweep.json"]
@@ -64,10 +64,10 @@ def test_a_branch_is_the_run_of_its_length(swept, settings, recipe, crew, tmp_pa
     assert branch == {step - 16: loss for step, loss in whole.losses.items() if step > 16}
 
 
-def test_fixed_compute_gives_every_size_the_steps_that_it_can_pay(local_ray, settings, tmp_path):
+def test_fixed_compute_gives_every_size_the_steps_that_it_can_pay(crew, settings, tmp_path):
     models = [{**shape, "hidden_size": size} for shape, size in zip([settings.models[0]] * 3, (8, 16, 24), strict=True)]
     changes = {"steps": None, "budgets": [2e9, 3e9], "models": models, "predict": None}
-    found = sweep(settings.model_copy(update=changes), str(tmp_path))
+    found = sweep(settings.model_copy(update=changes), str(tmp_path), crew=crew)
     assert len(found["points"]) == 6
     for point in found["points"]:
         assert 6 * point["parameters"] * point["tokens"] == pytest.approx(point["flops"], rel=0.1)
@@ -77,7 +77,7 @@ def test_fixed_compute_gives_every_size_the_steps_that_it_can_pay(local_ray, set
     assert page.count("<figure") == 2 and ">parameters<" in page  # against tokens, and against parameters
     assert summary(found)[0].split()[:3] == ["parameters", "tokens", "loss"]
     with pytest.raises(RecipeError, match=r"1e\+06 FLOP are 0 steps of 12 rows"):
-        sweep(settings.model_copy(update={**changes, "budgets": [1e6, 2e6]}), str(tmp_path / "small"))
+        sweep(settings.model_copy(update={**changes, "budgets": [1e6, 2e6]}), str(tmp_path / "small"), crew=crew)
 
 
 def test_a_sweep_varies_the_length_or_the_compute(settings):
