@@ -74,13 +74,22 @@ def _curves(
     bits = [name for name in names if name.endswith("_bpb")]
     losses = ["validation"] if "validation" in names else []
     if trainer in _LOSS_OF_TOKENS:
-        losses = [name for name in names if name.startswith("validation") and name not in bits]
+        losses = [name for name in names if name.startswith("validation") and name not in bits and "/" not in name]
     unit = "loss (nats per token)" if trainer in _LOSS_OF_TOKENS else "loss"
     curves: dict[str, Line] = {"training": thinned(_curve(trained, "loss"))}
     plots = [plot(unit, curves | {name: _curve(measured, name) for name in losses})]
     if bits:
         plots.append(plot("bits per byte", {name.removesuffix("_bpb"): _curve(measured, name) for name in bits}))
-    left = [name for name in names if name not in losses and name not in bits]
+    grouped: dict[str, dict[str, Line]] = {}
+    for name in names:
+        column, slash, value = name.partition("/")
+        if slash and name.startswith("validation"):
+            grouped.setdefault(column, {})[value] = _curve(measured, name)
+    for column, curves in grouped.items():
+        told = column.removeprefix("validation_").removesuffix("_bpb").replace("_", " ")
+        figure = "bits per byte" if column.endswith("_bpb") else unit
+        plots.append(plot(f"held out by {told}: {figure}", curves))
+    left = [name for name in names if name not in losses and name not in bits and name.partition("/")[0] not in grouped]
     logged = dict.fromkeys(name for line in trained for name in line)
     for name in sorted(logged, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST)):
         if name not in _OWN and any(_number(line.get(name)) for line in trained):
@@ -293,7 +302,7 @@ def _table(measured: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     for name in names:
         line = _curve(measured, name)
         best = None
-        if name == "validation" or name.endswith("_bpb"):
+        if name == "validation" or name.partition("/")[0].endswith("_bpb"):
             best = min(y for _, y in line)
         elif "accuracy" in name or "reward" in name or name.endswith("margin"):
             best = max(y for _, y in line)
