@@ -192,7 +192,8 @@ def plot(
         height = at(0, y)[1]
         marks.append(f'<line class="grid" x1="{edge}" x2="{wide - 12}" y1="{height:.1f}" y2="{height:.1f}"/>')
         marks.append(f'<text x="{edge - 6}" y="{height + 4:.1f}" text-anchor="end">{label}</text>')
-    for x, label in _decades(left, right) if logarithmic else _ticks(left, right, 6):
+    whole = all(float(x).is_integer() for x in xs)  # steps and rounds: there is nothing between two of them
+    for x, label in _decades(left, right) if logarithmic else _ticks(left, right, 6, least=1.0 if whole else 0.0):
         place = at(x, low)[0]
         marks.append(f'<text x="{place:.1f}" y="{tall - foot + 15}" text-anchor="middle">{label}</text>')
     marks.append(f'<text x="{(wide + edge) / 2 - 6}" y="{tall - 6}" text-anchor="middle">{html.escape(across)}</text>')
@@ -222,14 +223,15 @@ def plot(
     )
 
 
-def _ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
-    """Round values from low to high, at most `most` and two at least, with labels that tell them apart."""
+def _ticks(low: float, high: float, most: int, least: float = 0.0) -> list[tuple[float, str]]:
+    """Round values from low to high, at most `most` and two at least, with labels that tell them apart; `least` from
+    each to the next."""
     if high <= low:
         return [(low, _label(low, abs(low) or 1.0, abs(low) or 1.0))]
     power = 10.0 ** math.floor(math.log10(high - low)) / 10
     for step in (power * size for size in (1, 2, 2.5, 5, 10, 20, 25, 50, 100)):
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        if last - first < most:
+        if last - first < most and step >= least:
             break
     largest = max(abs(low), abs(high))
     return [(number * step, _label(number * step, step, largest)) for number in range(first, last + 1)]

@@ -144,3 +144,8 @@ def test_large_figures_and_figures_near_zero_have_labels_that_fit():
     labels = [re.findall(r'text-anchor="end">([^<]*)<', drawn)[:5] for drawn in (speed, rate)]
     assert all(label.endswith("k") and len(label) <= 6 for label in labels[0]), labels[0]
     assert not any(label.startswith("-") for label in labels[1]), labels[1]
+
+
+def test_between_two_steps_there_is_no_tick():
+    drawn = plot("x", {"a": [(0, 1.0), (1, 2.0), (2, 4.0)]})
+    assert re.findall(r'text-anchor="middle">([^<]*)<', drawn)[:-1] == ["0", "1", "2"]
