@@ -226,7 +226,7 @@ class Bench:
             PackedRows(str(self.sft), "validation"), rows=rows, micro_rows=8 if self.cuda else 1, ranks=ranks
         )
         dtype = torch.bfloat16 if self.cuda else torch.float32
-        return held.measure(Frozen(PackedLM(load(str(folder)), pick_attention(self.device)), self.device, dtype))[0]
+        return held.measure(Frozen(PackedLM(load(str(folder)), pick_attention(self.device)), self.device, dtype))[""][0]
 
 
 def told(title: str, head: list[str], rows: list[list[str]], options: argparse.Namespace, began: float) -> None:

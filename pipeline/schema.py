@@ -7,6 +7,7 @@ beside it, is the whole contract between the two sides.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from enum import StrEnum
 
 import pyarrow as pa
@@ -53,6 +54,7 @@ TOKENS = pa.schema(
     [
         pa.field("doc_id", DOC_ID, nullable=False),
         pa.field("source", pa.string(), nullable=False),
+        pa.field("language", pa.string()),
         pa.field("n_tokens", pa.int32(), nullable=False),
         pa.field("input_ids", pa.large_binary(), nullable=False),  # little-endian uint16 or uint32: see token_dtype()
     ]
@@ -60,11 +62,12 @@ TOKENS = pa.schema(
 """One document, as token ids: raw bytes, because Parquet stores a list<uint16> as 32-bit integers, 4 times slower."""
 
 
-def packed_schema(seq_len: int, vocab_size: int, *, loss_mask: bool = False) -> pa.Schema:
+def packed_schema(seq_len: int, vocab_size: int, *, loss_mask: bool = False, groups: Sequence[str] = ()) -> pa.Schema:
     """The schema of PACKED rows of `seq_len` tokens.
 
     `input_ids` is padded behind the used length, which is sum(doc_lengths); `doc_lengths[i]` and `doc_ids[i]`
-    belong to the i-th document of the row; `loss_mask` (instruction data only) is 1 where a token is a target.
+    belong to the i-th document of the row, and so do `group_NAME[i]`, the document's value in the column NAME of
+    `groups` (null where it has none); `loss_mask` (instruction data only) is 1 where a token is a target.
     """
     ids = pa.uint16() if token_dtype(vocab_size) == "<u2" else pa.uint32()
     fields = [
@@ -75,6 +78,7 @@ def packed_schema(seq_len: int, vocab_size: int, *, loss_mask: bool = False) -> 
     ]
     if loss_mask:
         fields.append(pa.field("loss_mask", pa.list_(pa.field("item", pa.uint8(), nullable=False), seq_len)))
+    fields += [pa.field(f"group_{name}", pa.list_(pa.string()), nullable=False) for name in groups]
     return pa.schema(fields)
 
 
@@ -107,6 +111,7 @@ tokenizer       path relative to this file of a folder that AutoTokenizer opens
 tokenizer_hash  blake2b-128 hex of its tokenizer.json
 shards          [{"path": relative, "rows": n, "tokens": n}, …]: global row order is the order of this list
 sources         {source: {"documents": n, "tokens": n, "share": of all tokens}}
+groups          optional: NAMEs of the columns group_NAME, by whose values held-out loss can be told
 fingerprint     of the pipeline run that made it
 validation      optional: the same keys `rows`, `tokens`, `shards` for the held-out split
 """

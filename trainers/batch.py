@@ -176,15 +176,28 @@ class PackedRows:
 
     def documents(self, first: int, count: int) -> list[list[bytes]]:
         """doc_ids of rows [first, first + count) of the run: which documents a checkpoint has seen."""
-        out: list[list[bytes]] = []
+        return self._column("doc_ids", first, count)
+
+    @property
+    def groups(self) -> list[str]:
+        """The columns whose value each document has beside it (source, language); old data sets have none."""
+        return list(self.about.get("groups", []))
+
+    def group_values(self, name: str, first: int, count: int) -> list[list[str | None]]:
+        """The value of a group's column for each document of rows [first, first + count)."""
+        return self._column(f"group_{name}", first, count)
+
+    def _column(self, name: str, first: int, count: int) -> list[Any]:
+        """One column of rows [first, first + count) of the run, alone."""
+        out: list[Any] = []
         while count > 0:
-            piece = self._slice(first % self.rows, count, ("doc_ids",))
-            out += piece.column("doc_ids").to_pylist()
+            piece = self._slice(first % self.rows, count, (name,))
+            out += piece.column(name).to_pylist()
             first, count = first + piece.num_rows, count - piece.num_rows
         return out
 
     def _slice(self, row: int, count: int, columns: tuple[str, ...] | None = None) -> pa.Table:
-        """Up to `count` rows from `row` on, within one row group; of some columns, or all but doc_ids."""
+        """Up to `count` rows from `row` on, within one row group; of some columns, or all that training reads."""
         with self._reading:
             group, inside = self._group(row, columns)
         return group.slice(inside, count)
@@ -205,7 +218,8 @@ class PackedRows:
         inside = row - start - (ends[group - 1] if group else 0)
         key = (shard, group, columns)
         if key not in self._groups:
-            wanted = columns or [name for name in file.schema_arrow.names if name != "doc_ids"]
+            names = file.schema_arrow.names
+            wanted = columns or [name for name in names if name != "doc_ids" and not name.startswith("group_")]
             self._groups[key] = file.read_row_group(group, columns=list(wanted))
             while len(self._groups) > 2:
                 self._groups.popitem(last=False)

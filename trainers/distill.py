@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from pydantic import Field
@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cluster.errors import DataError, RecipeError
-from trainers.batch import IGNORE, Batch
+from trainers.batch import IGNORE, Batch, collate
 from trainers.divergence import Kind, bucketed, confidence, divergence, log_probabilities
 from trainers.engine import Engine
+from trainers.memory import Footprint, asked_bytes
 from trainers.model import (
     Attention,
     PackedLM,
@@ -343,6 +344,38 @@ class DistillObjective(SftObjective):
         super().__init__(settings, start)
         self.distill = settings
         self.weights = torch.tensor(list(settings.teachers.values()) or [1.0], dtype=torch.float64)
+
+    def footprint(self, roles: Mapping[str, Role], tokens: int) -> Footprint:
+        """Logits and states of the student and of every teacher, of all positions that have a target (as many as in
+        the fullest of the first micro-batches); their gradients, or the chunk whose distributions are computed again.
+
+        Float32 of a chunk's logits at once, counted by what is alive: 6 and for each teacher 1.5, by JSD 6; of the
+        mean of all teachers one more; with stored ones 7.
+        """
+        settings, policy = self.distill, cast(Engine, roles["policy"])
+        data, rows = self.loader.data, self.loader.micro_rows
+        batches = [self._chosen(collate(data.read(first, rows))) for first in range(0, 8 * rows, rows)]
+        n = max(batch.target_count() for batch in batches)
+        wide = policy.compute_dtype.itemsize
+        config, width = policy.module.lm.config, policy.module.lm.config.vocab_size
+        kept = wide * n * (width + config.hidden_size)
+        asked = 0.0
+        frozen: list[Any] = [role.model for role in roles.values() if isinstance(role, Frozen)]
+        for teacher in frozen:
+            of_it, size = teacher.lm.config, next(teacher.parameters()).element_size()
+            states = of_it.hidden_size * (1 + len(teacher.blocks))
+            kept += size * n * (of_it.vocab_size + states)
+            asked = max(asked, asked_bytes(teacher, tokens, chunk=0))
+        kept += wide * n * sum(config.hidden_size + layer.out_features for layer in policy.module.projections)
+        each = 6.0 if settings.divergence == "jsd" else 1.5
+        pieces = 6.0 + each * len(settings.teachers)
+        if settings.combine == "average":
+            pieces = 7.0 + each
+        if settings.stored:
+            pieces = 7.0
+        logits = float(wide * n * width)
+        chunk = 4.0 * min(CHUNK, n) * width * pieces + (logits if n > CHUNK else 0.0)
+        return Footprint(kept + max(2 * logits, chunk, asked))
 
     def loss(self, roles: Mapping[str, Role], batch: Batch) -> dict[str, Loss]:
         heads = 3 if self.distill.attends() else 0

@@ -26,6 +26,7 @@ from trainers.answers import Encoder, Message, judged, read_examples
 from trainers.batch import IGNORE, Batch, StepRows
 from trainers.engine import Engine
 from trainers.experience import AnswerRows, Experience, rows_of
+from trainers.memory import Footprint, token_losses_bytes, weights_of
 from trainers.model import PackedLM, load, load_tokenizer
 from trainers.objective import Start
 from trainers.peft.tune import prepare
@@ -33,7 +34,7 @@ from trainers.policy_sampler import EngineSampler, TakesWeights, check_gap, gap
 from trainers.reward import load_reward
 from trainers.rewards import Scorer
 from trainers.roles import Frozen, Role
-from trainers.rollout import Sampler, Sampling
+from trainers.rollout import Sampler, Sampling, decoder_bytes
 from trainers.scatter import Scatter
 from trainers.tools import Tool, WithTool, holes
 from trainers.vllm import VLLM, VLLMSampler
@@ -165,6 +166,28 @@ class Iterations:
         self._tool: WithTool | None = None
         self._vllm: VLLMSampler | None = None
         self._moved = [0.0, 0.0]
+
+    def footprint(self, roles: Mapping[str, Role], _tokens: int) -> Footprint:
+        """Rows as long as the longest prompt and answer; losses per token, with an entropy six float32 of all logits.
+
+        Beside them judges, the sampler's cache and, where it cannot look at the trainer's weights, its copy of them.
+        """
+        policy: Any = roles["policy"]
+        config, zero, wide = policy.module.lm.config, policy.settings.zero, policy.compute_dtype.itemsize
+        longest = max(len(prompt.ids) for prompt in self.prompts) + self.sampling.max_tokens
+        width = -(-longest // 8) * 8
+        tokens = self.recipe.micro_rows * width
+        loss = token_losses_bytes(tokens, config.vocab_size)
+        if self.settings.entropy:
+            loss = 24.0 * tokens * config.vocab_size
+        beside = 4.0 * sum(weights_of(folder) for folder in self.scorer.judges())
+        if self.settings.vllm is None:
+            if zero == 3 or policy.compute_dtype != policy.dtype:
+                beside += wide * sum(getattr(value, "ds_numel", value.numel()) for _, value in policy.parameters())
+            if self.ranks.device.type == "cuda":  # there the decoder's buffers stay
+                answers = self.per_step // self.ranks.world * self.settings.minibatches * self.sampling.samples
+                beside += decoder_bytes(config, min(self.settings.slots, -(-answers // 8) * 8), longest, wide)
+        return Footprint(loss, tokens, width, beside)
 
     def fitting(self, path: str, positions: int) -> list[Prompt]:
         """All prompts of a file. Raises DataError for one that leaves no room for an answer: now, not when it comes."""

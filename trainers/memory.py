@@ -1,9 +1,12 @@
-"""How much memory a device will need, by arithmetic, before anything is allocated."""
+"""How much memory a device will need, by arithmetic, before anything is allocated: all roles of a run together."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from pathlib import Path
+from typing import Any, Literal
 
 
 @dataclass(frozen=True)
@@ -19,12 +22,67 @@ class Estimate:
     """AdamW's moments and the float32 master weights."""
     activations: float
     loss: float
-    """One chunk of logits with its gradient, and the float32 gradient of the output matrix."""
+    """One chunk of logits with its gradient, and the float32 gradient of the output matrix; or as a Footprint says."""
 
     @property
     def total(self) -> float:
-        """Activations go while gradients come, so the peak is at one end of the backward pass."""
-        return self.weights + self.optimizer + max(self.held + self.activations + self.loss, self.gradients)
+        """The peak when no other model is there."""
+        return peak([self])
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What an objective's own loss and sampler need on a device, in bytes, where it is not that of next tokens."""
+
+    loss: float
+    """At the peak of the policy's backward pass, beside activations; or while a frozen model is asked before it."""
+    tokens: int | None = None
+    """Positions of a micro-batch, where the objective makes its own rows."""
+    width: int | None = None
+    """Positions of a row, likewise."""
+    beside: float = 0.0
+    """What is there all the time: what samples."""
+
+
+def peak(trained: Sequence[Estimate], beside: float = 0.0) -> float:
+    """Bytes at the peak of a step over models that are trained together, with `beside` there all the time.
+
+    All forward passes come first, then one backward pass after the other, in which activations go while gradients
+    come: so a peak is at one end of one of them, with the gradients of those before it and the activations of those
+    behind it.
+    """
+    begins = [one.held + one.activations + one.loss for one in trained]
+    moments = [
+        sum(one.gradients for one in trained[:place]) + max(begins[place], one.gradients) + sum(begins[place + 1 :])
+        for place, one in enumerate(trained)
+    ]
+    return beside + sum(one.weights + one.optimizer for one in trained) + max(moments)
+
+
+def token_losses_bytes(tokens: int, vocabulary: int, chunk: int = 4096) -> float:
+    """Of a loss per token: when a chunk of logits is computed again for its gradient, three float32 of its size."""
+    return 12.0 * min(chunk, tokens) * vocabulary
+
+
+def weights_of(folder: str) -> int:
+    """How many weights lie in a transformers folder, tied ones once; only the headers of its files are read."""
+    from safetensors import safe_open
+
+    count = 0
+    for path in sorted(Path(folder).glob("*.safetensors")):
+        with safe_open(str(path), "pt") as file:  # type: ignore[no-untyped-call]
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return count
+
+
+def asked_bytes(model: Any, tokens: int, chunk: int = 4096) -> float:
+    """Of a frozen language model that is asked for losses per token: one block's widest moment, or a chunk's logits.
+
+    Three values of the hidden and three of the feed-forward width; logits with two float32 of their size.
+    """
+    config, wide = model.lm.config, next(model.parameters()).element_size()
+    block = wide * tokens * 3.0 * (config.hidden_size + config.intermediate_size)
+    return max(block, (wide + 8.0) * min(chunk, tokens) * config.vocab_size)
 
 
 def estimate(
@@ -47,10 +105,14 @@ def estimate(
     offload_optimizer: bool = False,
     offload_weights: bool = False,
     trained: int | None = None,
+    loss_bytes: float | None = None,
+    masks: int = 0,
 ) -> Estimate:
     """Peak bytes per device for `tokens` positions per forward pass; `kv` is the width of all key heads together.
 
     `accumulates`: an optimiser step has several micro-batches. `live`: weights that ZeRO 3 keeps whole at most.
+    `loss_bytes`: of another loss than that of next tokens (Footprint.loss). `masks`: the width of rows whose attention
+    takes a mask of all pairs, which every block keeps.
 
     States, per weight: bf16 with ZeRO 0 trains float32 weights under autocast (4 + 2 for the cast copies, gradient 4,
     moments 8); with ZeRO 1 to 3 weights 2, master and moments 12 / world, gradient 2 for the one in flight and 4
@@ -69,7 +131,7 @@ def estimate(
     block: float = (30 if bf16 and zero == 0 else 20) * hidden + 4 * kv + 8 * ffn
     if compiled:
         block = 14 * hidden + 6 * kv + 6 * ffn
-    block *= tokens * wide / 2
+    block = (block + 2 * masks) * tokens * wide / 2
     kept = {"none": layers * block, "full": layers * wide * hidden * tokens + block}
     kept["selective"] = (layers // 2) * (block + wide * hidden * tokens) + block
     if zero == 0:
@@ -90,4 +152,4 @@ def estimate(
     held = 4.0 * trained * (share if zero >= 2 else 1.0) if accumulates or zero == 3 else 0.0
     chunk = min(loss_chunk, tokens)
     head = 4.0 * vocabulary * hidden + chunk * vocabulary * (wide + 4.0) + wide * tokens * hidden
-    return Estimate(weights, gradients, held, optimizer, kept[recompute], head)
+    return Estimate(weights, gradients, held, optimizer, kept[recompute], head if loss_bytes is None else loss_bytes)

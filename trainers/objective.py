@@ -17,6 +17,7 @@ from trainers.roles import Role
 
 if TYPE_CHECKING:
     from trainers.engine import EngineSettings
+    from trainers.memory import Footprint
     from trainers.recipe import TrainRecipe
 
 
@@ -91,6 +92,15 @@ class Useful:
             self.refused, in_a_row = self.refused + 1, in_a_row + 1
             if in_a_row > self._most:
                 raise DataError(f"rows {step.first_row} on and all {in_a_row} batches before them {self.nothing}")
+
+
+@runtime_checkable
+class Weighed(Protocol):
+    """An objective whose loss needs other memory than that of next tokens, or that samples."""
+
+    def footprint(self, roles: Mapping[str, Role], tokens: int) -> Footprint:
+        """What it needs for micro-batches of so many positions of the run's data."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -74,13 +74,22 @@ def _curves(
     bits = [name for name in names if name.endswith("_bpb")]
     losses = ["validation"] if "validation" in names else []
     if trainer in _LOSS_OF_TOKENS:
-        losses = [name for name in names if name.startswith("validation") and name not in bits]
+        losses = [name for name in names if name.startswith("validation") and name not in bits and "/" not in name]
     unit = "loss (nats per token)" if trainer in _LOSS_OF_TOKENS else "loss"
     curves: dict[str, Line] = {"training": thinned(_curve(trained, "loss"))}
     plots = [plot(unit, curves | {name: _curve(measured, name) for name in losses})]
     if bits:
         plots.append(plot("bits per byte", {name.removesuffix("_bpb"): _curve(measured, name) for name in bits}))
-    left = [name for name in names if name not in losses and name not in bits]
+    grouped: dict[str, dict[str, Line]] = {}
+    for name in names:
+        column, slash, value = name.partition("/")
+        if slash and name.startswith("validation"):
+            grouped.setdefault(column, {})[value] = _curve(measured, name)
+    for column, curves in grouped.items():
+        told = column.removeprefix("validation_").removesuffix("_bpb").replace("_", " ")
+        figure = "bits per byte" if column.endswith("_bpb") else unit
+        plots.append(plot(f"held out by {told}: {figure}", curves))
+    left = [name for name in names if name not in losses and name not in bits and name.partition("/")[0] not in grouped]
     logged = dict.fromkeys(name for line in trained for name in line)
     for name in sorted(logged, key=lambda name: _FIRST.index(name) if name in _FIRST else len(_FIRST)):
         if name not in _OWN and any(_number(line.get(name)) for line in trained):
@@ -183,7 +192,8 @@ def plot(
         height = at(0, y)[1]
         marks.append(f'<line class="grid" x1="{edge}" x2="{wide - 12}" y1="{height:.1f}" y2="{height:.1f}"/>')
         marks.append(f'<text x="{edge - 6}" y="{height + 4:.1f}" text-anchor="end">{label}</text>')
-    for x, label in _decades(left, right) if logarithmic else _ticks(left, right, 6):
+    whole = all(float(x).is_integer() for x in xs)  # steps and rounds: there is nothing between two of them
+    for x, label in _decades(left, right) if logarithmic else _ticks(left, right, 6, least=1.0 if whole else 0.0):
         place = at(x, low)[0]
         marks.append(f'<text x="{place:.1f}" y="{tall - foot + 15}" text-anchor="middle">{label}</text>')
     marks.append(f'<text x="{(wide + edge) / 2 - 6}" y="{tall - 6}" text-anchor="middle">{html.escape(across)}</text>')
@@ -213,14 +223,15 @@ def plot(
     )
 
 
-def _ticks(low: float, high: float, most: int) -> list[tuple[float, str]]:
-    """Round values from low to high, at most `most` and two at least, with labels that tell them apart."""
+def _ticks(low: float, high: float, most: int, least: float = 0.0) -> list[tuple[float, str]]:
+    """Round values from low to high, at most `most` and two at least, with labels that tell them apart; `least` from
+    each to the next."""
     if high <= low:
         return [(low, _label(low, abs(low) or 1.0, abs(low) or 1.0))]
     power = 10.0 ** math.floor(math.log10(high - low)) / 10
     for step in (power * size for size in (1, 2, 2.5, 5, 10, 20, 25, 50, 100)):
         first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-        if last - first < most:
+        if last - first < most and step >= least:
             break
     largest = max(abs(low), abs(high))
     return [(number * step, _label(number * step, step, largest)) for number in range(first, last + 1)]
@@ -293,7 +304,7 @@ def _table(measured: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     for name in names:
         line = _curve(measured, name)
         best = None
-        if name == "validation" or name.endswith("_bpb"):
+        if name == "validation" or name.partition("/")[0].endswith("_bpb"):
             best = min(y for _, y in line)
         elif "accuracy" in name or "reward" in name or name.endswith("margin"):
             best = max(y for _, y in line)

@@ -26,6 +26,7 @@ from pipeline.schema import DATASET_FILE
 from trainers import pretrain
 from trainers.batch import IGNORE, Batch, PackedRows, StepRows, shared_out
 from trainers.engine import Engine
+from trainers.memory import Footprint, asked_bytes, token_losses_bytes
 from trainers.model import PackedLM, load, pick_attention
 from trainers.objective import Loss, Objective, Start, Useful
 from trainers.roles import Frozen, Role
@@ -258,6 +259,13 @@ class PreferenceObjective:
             if self.settings.loss == "kto":
                 self._kl = self.distance(roles, step.micro_batches)
             yield step
+
+    def footprint(self, roles: Mapping[str, Role], tokens: int) -> Footprint:
+        """Losses per token; the reference is asked while the policy's activations wait."""
+        policy: Any = roles["policy"]
+        loss = token_losses_bytes(tokens, policy.module.lm.config.vocab_size)
+        asked = [asked_bytes(role.model, tokens) for role in roles.values() if isinstance(role, Frozen)]
+        return Footprint(max(loss, *asked))
 
     @torch.no_grad()
     def distance(self, roles: Mapping[str, Role], batches: list[Batch]) -> float:

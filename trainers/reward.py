@@ -15,6 +15,7 @@ from cluster.errors import DataError
 from cluster.settings import Settings
 from trainers.batch import Batch, PackedRows, StepRows, shared_out
 from trainers.engine import Engine
+from trainers.memory import Footprint
 from trainers.model import PackedLM, documents_mask, masked_attention
 from trainers.objective import Loss, Objective, Start, Useful
 from trainers.preference import answer_lengths, pairs_of
@@ -253,6 +254,10 @@ class RewardObjective:
         total, count, *sums = self.ranks.sum([total, count, *report.sums.tolist()])
         figures = {f"validation_{name}": value for name, value in report.figures(sums).items()}
         return {"validation": total / max(count, 1.0), **figures, "refused_batches": float(self.useful.refused)}
+
+    def footprint(self, _roles: Mapping[str, Role], _tokens: int) -> Footprint:
+        """One value per position: no logits."""
+        return Footprint(0.0)
 
     def waited(self) -> float:
         return self.loader.waited

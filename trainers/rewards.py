@@ -13,6 +13,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 from cluster.errors import DataError, RecipeError, nearest
@@ -132,6 +133,11 @@ class Scorer:
                 columns[name] = [rule(r, a, **settings) for r, a in zip(records, answers, strict=True)]
             _check(name, columns[name], records, answers)
         return [{name: values[i] for name, values in columns.items()} for i in range(len(answers))]
+
+    def judges(self) -> list[str]:
+        """Folders of models that rules ask, by their setting `judge`: each is in memory once, in float32."""
+        asked = {str(settings["judge"]) for _, _, _, settings in self.parts if "judge" in settings}
+        return sorted(folder for folder in asked if Path(folder).is_dir())
 
     def total(self, values: Mapping[str, float]) -> float:
         """Σ weight · value."""

@@ -326,6 +326,14 @@ class _Decoder:
         self.at.add_(1).clamp_(max=self.positions - 1)
 
 
+def decoder_bytes(config: Any, slots: int, longest: int, wide: int) -> float:
+    """Of a decoder that stays: keys and values of all slots, and a draw's numbers over the vocabulary, some of them
+    float64. `longest`: tokens of a prompt and its answer; `wide`: bytes of a weight."""
+    positions = -(-(longest + 8) // _Decoder.SPAN) * _Decoder.SPAN
+    cache = 2.0 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * positions * wide
+    return slots * (cache + config.vocab_size * (wide + 24.0))
+
+
 class _Work:
     """Which answer lies in which slot, what is done, and what waits."""
 

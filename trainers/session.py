@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -17,12 +18,12 @@ from trainers.checkpoint import Place
 from trainers.engine import Engine, EngineSettings
 from trainers.fit import Length, fit
 from trainers.log import Log
-from trainers.memory import Estimate, estimate
+from trainers.memory import Estimate, Footprint, estimate, peak
 from trainers.mixture import Mixture, Part
-from trainers.objective import Start
+from trainers.objective import Objective, Start, Weighed
 from trainers.ranks import Ranks
 from trainers.recipe import TrainRecipe, algorithm, from_mapping
-from trainers.roles import Role
+from trainers.roles import Frozen, Role
 from trainers.schedule import Schedule
 
 PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "B200": 2250e12, "L40S": 362e12}
@@ -85,16 +86,10 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
     )
     log = worker.log = Log(out, place.step) if ranks.rank == 0 else None
     if log:
-        expected = expected_memory(
-            lm,
-            engine_settings,
-            recipe.micro_rows * data.seq_len // ranks.sequence,
-            ranks,
-            trained["policy"],
-            accumulates=recipe.batch_rows > recipe.micro_rows * ranks.data_world,
-        )
+        accumulates = recipe.batch_rows > recipe.micro_rows * ranks.data_world
+        expected = expected_memory(objective, roles, recipe.micro_rows, data.seq_len, ranks, accumulates=accumulates)
         share = trained["policy"].trained_parameters() / parameters
-        about = {"parameters": parameters, "trained_share": share, "memory_expected_gib": expected.total / 2**30}
+        about = {"parameters": parameters, "trained_share": share, "memory_expected_gib": expected / 2**30}
         log.write({"step": place.step, **about})
     writer = checkpoint.Writer(folder, ranks, keep=recipe.keep, keep_every=recipe.keep_every)
     try:
@@ -254,10 +249,26 @@ def write_tuned(
 
 
 def expected_memory(
-    lm: Any, settings: EngineSettings, tokens: int, ranks: Ranks, policy: Engine, *, accumulates: bool
+    objective: Objective, roles: Mapping[str, Role], micro_rows: int, seq_len: int, ranks: Ranks, *, accumulates: bool
+) -> float:
+    """Bytes that one device will need at its peak: trained roles, frozen ones, what samples."""
+    print_ = objective.footprint(roles, micro_rows * seq_len) if isinstance(objective, Weighed) else None
+    estimates, beside = [], print_.beside if print_ else 0.0
+    for name, role in roles.items():
+        if isinstance(role, Frozen):
+            beside += sum(value.numel() * value.element_size() for value in role.model.parameters())
+        elif isinstance(role, Engine):
+            estimates.append(_estimated(role, print_, micro_rows, seq_len, ranks, name == "policy", accumulates))
+    return peak(estimates, beside)
+
+
+def _estimated(
+    role: Engine, print_: Footprint | None, micro_rows: int, seq_len: int, ranks: Ranks, speaks: bool, accumulates: bool
 ) -> Estimate:
-    """The estimate for a built model and the engine that trains it, or a few parameters of it."""
+    """Of one trained role; only one that `speaks` has logits."""
+    settings, lm = role.settings, role.module.lm
     config = lm.config
+    width = print_.width if print_ and print_.width else seq_len
     return estimate(
         parameters=sum(getattr(p, "ds_numel", p.numel()) for p in lm.parameters()),
         layers=config.num_hidden_layers,
@@ -265,17 +276,19 @@ def expected_memory(
         kv=config.num_key_value_heads * config.head_dim,
         ffn=config.intermediate_size * getattr(config, "num_experts_per_tok", 1),
         vocabulary=config.vocab_size,
-        tokens=tokens,
+        tokens=(print_.tokens if print_ and print_.tokens else micro_rows * seq_len) // ranks.sequence,
         zero=settings.zero,
         world=ranks.world,
-        bf16=policy.dtype == torch.bfloat16 or (settings.precision != "fp32" and ranks.device.type == "cuda"),
+        bf16=role.compute_dtype == torch.bfloat16,
         recompute=settings.recompute,
         compiled=settings.compile,
         accumulates=accumulates,
         live=2 * settings.bucket,
         offload_optimizer=settings.offload_optimizer,
         offload_weights=settings.offload_weights,
-        trained=policy.trained_parameters(),
+        trained=role.trained_parameters(),
+        loss_bytes=None if print_ is None else print_.loss if speaks else 0.0,
+        masks=width if role.module.attention == "sdpa" else 0,
     )
 
 

@@ -28,6 +28,9 @@ class BestFit(Corpus):
     shard_tokens: int = Field(1 << 26, ge=1, description="tokens per shard: the window that is packed at once")
     min_tokens: int = Field(2, ge=1, description="shorter documents are removed; the end token counts")
     max_tokens: int | None = Field(None, ge=1, description="longer documents are removed, not cut (conversations)")
+    groups: list[str] = Field(
+        ["source", "language"], description="columns whose values go with each document: held-out loss is told by them"
+    )
     tokenizer: str | None = Field(None, description="folder of the tokenizer; else the recipe's own")
 
     def needs(self) -> Sequence[str]:

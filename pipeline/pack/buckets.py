@@ -21,7 +21,7 @@ from pipeline import exchange
 from pipeline.ledger import Ledger
 from pipeline.pack import dataset
 from pipeline.pack.dataset import TRAIN, VALIDATION
-from pipeline.pack.rows import SPREAD
+from pipeline.pack.rows import SPREAD, spread_schema
 from pipeline.schema import TOKENS, token_dtype
 from pipeline.step import Verdict, Work, string_buffers
 from pipeline.tokens.order import document_keys, mixed, salt
@@ -43,6 +43,8 @@ class PackSettings(Protocol):
     def min_tokens(self) -> int: ...
     @property
     def max_tokens(self) -> int | None: ...
+    @property
+    def groups(self) -> list[str]: ...
     @property
     def tokenizer(self) -> str | None: ...
     def step_name(self) -> str: ...
@@ -77,7 +79,7 @@ class Copies:
             self.tokens = np.zeros(len(inner), np.int64)
             np.add.at(self.tokens, pc.list_parent_indices(inner).to_numpy(), inner.flatten().to_numpy())
 
-    def table(self, batch: pa.RecordBatch, itemsize: int) -> pa.Table:
+    def table(self, batch: pa.RecordBatch, itemsize: int, groups: Sequence[str]) -> pa.Table:
         """SPREAD rows, the key left out, one per copy."""
         row = pa.array(self.row)
         masked = "loss_mask" in batch.schema.names
@@ -95,7 +97,9 @@ class Copies:
             batch.column("source").take(row),
             pa.array(self.copy.astype(np.int32)),
         ]
-        return pa.Table.from_arrays([*identity, ids, pieces, mask], schema=SPREAD.remove(0))
+        schema = spread_schema(groups).remove(0)
+        values = [batch.column(name).cast(pa.string()).take(row) for name in schema.names[len(SPREAD) - 1 :]]
+        return pa.Table.from_arrays([*identity, ids, pieces, mask, *values], schema=schema)
 
 
 def pack_corpus(step: PackSettings, stage: Any) -> dict[str, Any]:
@@ -136,7 +140,8 @@ def pack_corpus(step: PackSettings, stage: Any) -> dict[str, Any]:
 def count(step: PackSettings, task: dict[str, Any], work: Work) -> dict[str, Any]:
     """Documents and tokens per split in one partition, copies counted."""
     totals = dict.fromkeys(COUNTED, 0)
-    for batch in _read(task["partition"], work, ("doc_id", "n_tokens", "copies", "pieces", "loss_mask")):
+    for batch in _read(task["partition"], work, ("doc_id", "n_tokens", "copies", "pieces", "loss_mask", *step.groups)):
+        _check_groups(step, batch)
         copies = Copies(batch)
         held = _held_out(step, batch, work.seed)
         fits = _verdict(step, batch, copies).reason == None  # noqa: E711 (an array)
@@ -157,9 +162,13 @@ def spread(step: PackSettings, task: dict[str, Any], work: Work) -> dict[str, An
     itemsize = np.dtype(plan["dtype"]).itemsize
     ledger = Ledger(work.path)
     with exchange.Spread(
-        work.path("tokens.arrow"), SPREAD, plan[TRAIN] + plan[VALIDATION], memory_bytes=work.memory_bytes
+        work.path("tokens.arrow"),
+        spread_schema(plan["groups"]),
+        plan[TRAIN] + plan[VALIDATION],
+        memory_bytes=work.memory_bytes,
     ) as out:
-        for batch in _read(task["partition"], work, (*TOKENS.names, "copies", "pieces", "loss_mask")):
+        wanted = dict.fromkeys((*TOKENS.names, "copies", "pieces", "loss_mask", *plan["groups"]))
+        for batch in _read(task["partition"], work, tuple(wanted)):
             _check_lengths(task["partition"]["file"], batch, itemsize)
             copies = Copies(batch)
             verdict = _verdict(step, batch, copies)
@@ -167,7 +176,7 @@ def spread(step: PackSettings, task: dict[str, Any], work: Work) -> dict[str, An
             ledger.record(step.step_name(), batch, verdict, goes)
             held = _held_out(step, batch, work.seed)[copies.row]
             chosen = np.flatnonzero(~goes[copies.row] & (~held | (copies.copy == 0)))
-            table = copies.table(batch, itemsize).take(pa.array(chosen))
+            table = copies.table(batch, itemsize, plan["groups"]).take(pa.array(chosen))
             keys = document_keys(_one_array(table.column("doc_id")), work.seed, "packing", copies.copy[chosen])
             bucket = exchange.bucket_of(keys, plan[TRAIN])
             if plan[VALIDATION]:
@@ -204,6 +213,7 @@ def _plan(
         "dtype": dtype,
         "pad_id": vocabulary.pad_id,
         "loss_mask": total["masks"] > 0,
+        "groups": list(dict.fromkeys(step.groups)),
         "fim_ids": [vocabulary.specials[name] for name in FIM]
         if all(name in vocabulary.specials for name in FIM)
         else None,
@@ -238,6 +248,21 @@ def _held_out(step: PackSettings, batch: pa.RecordBatch, seed: int) -> np.ndarra
     """Which documents are for validation: by their hash alone, so that none changes sides when the corpus grows."""
     keys = document_keys(batch.column("doc_id"), seed, "validation")
     return mixed(keys ^ salt(seed, "validation")) < np.uint64(min(step.validation_share * 2.0**64, 2.0**64 - 2048))
+
+
+def _check_groups(step: PackSettings, batch: pa.RecordBatch) -> None:
+    """Refuse groups that the tokens do not have, or whose values are no names. Raises DataError."""
+    for name in step.groups:
+        if name not in batch.schema.names:
+            raise DataError(
+                f"{step.step_name()}: groups names the column '{name}', which the tokens have not; carry it along: "
+                f"tokens.encode: {{keep: [{name}]}}, or leave it out of groups"
+            )
+        kind = batch.schema.field(name).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+            raise DataError(
+                f"{step.step_name()}: groups names the column '{name}' of {kind}; a group is a text or a whole number"
+            )
 
 
 def _by_bucket(indices: Sequence[dict[str, Any]], buckets: int) -> list[list[dict[str, Any]]]:

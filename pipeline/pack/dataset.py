@@ -54,6 +54,7 @@ def publish(
         "pad_id": vocabulary.pad_id,
         "eos_id": vocabulary.eos_id,
         "loss_mask": plan["loss_mask"],
+        "groups": plan["groups"],
         "tokenizer": "tokenizer",
         "tokenizer_hash": vocabulary.hash,
         "fingerprint": fingerprint,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,6 +30,12 @@ SPREAD = pa.schema(
     ]
 )
 """What `buckets.spread` sends to a bucket: one row per copy of a document."""
+
+
+def spread_schema(groups: Sequence[str]) -> pa.Schema:
+    """SPREAD, and behind it the columns of `groups` that it lacks."""
+    return pa.schema([*SPREAD, *(pa.field(name, pa.string()) for name in groups if name not in SPREAD.names)])
+
 
 GROUP_TOKENS = 1 << 21
 """Tokens per row group: what a reader decodes to get at one row."""
@@ -60,9 +66,10 @@ def fill(task: dict[str, Any], work: Work, layout: Layout) -> dict[str, Any]:
 
     plan, bucket = task["plan"], task["bucket"]
     seq_len, dtype = plan["seq_len"], np.dtype(plan["dtype"])
-    table = exchange.collect(task["indices"], bucket, SPREAD)
+    table = exchange.collect(task["indices"], bucket, spread_schema(plan["groups"]))
     order = pc.sort_indices(table, [("key", "ascending"), ("doc_id", "ascending")])
-    identity = table.select(["doc_id", "source", "copy"]).take(order).combine_chunks()
+    names = dict.fromkeys(("doc_id", "source", "copy", *plan["groups"]))
+    identity = table.select(list(names)).take(order).combine_chunks()
     offsets, data = string_buffers(_one_array(table.column("input_ids")))
     picked = order.to_numpy()
     begin, lengths = offsets[:-1][picked] // dtype.itemsize, np.diff(offsets)[picked] // dtype.itemsize
@@ -85,8 +92,9 @@ def fill(task: dict[str, Any], work: Work, layout: Layout) -> dict[str, Any]:
         if not np.array_equal(np.diff(mask_offsets)[picked], lengths):
             raise DataError(f"bucket {bucket}: a loss_mask has not as many entries as its document has tokens")
         mask_first = mask_offsets[:-1][picked][document] + start
-    schema = packed_schema(seq_len, plan["vocab_size"], loss_mask=plan["loss_mask"])
+    schema = packed_schema(seq_len, plan["vocab_size"], loss_mask=plan["loss_mask"], groups=plan["groups"])
     doc_ids = _one_array(identity.column("doc_id")).cast(pa.binary())
+    groups = {name: _one_array(identity.column(name)) for name in plan["groups"]}
     first = begin[document] + start
     path = work.path("rows.parquet")
     group = max(1, GROUP_TOKENS // seq_len)
@@ -103,6 +111,9 @@ def fill(task: dict[str, Any], work: Work, layout: Layout) -> dict[str, Any]:
             if mask is not None and mask_first is not None:
                 field = schema.field("loss_mask")
                 arrays.append(_full(mask, mask_first[span], length[span], inside, seq_len, 0, field))
+            for name, values in groups.items():
+                value = values.take(pa.array(document[span]))
+                arrays.append(_lists(inside, value, schema.field(f"group_{name}").type))
             writer.write_batch(pa.RecordBatch.from_arrays(arrays, schema=schema))
             work.progress(high - low)
     per_document = np.bincount(document, minlength=len(lengths))
@@ -184,7 +195,7 @@ def _writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
         schema,
         compression="zstd",
         compression_level=1,
-        use_dictionary=False,
+        use_dictionary=[f"{name}.list.element" for name in schema.names if name.startswith("group_")],
         use_byte_stream_split=split,
         write_statistics=False,
     )

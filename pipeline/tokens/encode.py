@@ -137,9 +137,9 @@ def token_rows(batch: pa.RecordBatch, ids: np.ndarray, ends: np.ndarray, keep: l
         pa.large_binary(), len(ends), [None, pa.py_buffer(offsets * ids.dtype.itemsize), data]
     )
     lengths = pa.array(np.diff(offsets).astype(np.int32))
-    columns = [batch.column("doc_id"), batch.column("source"), lengths, column]
+    columns = [*(batch.column(name) for name in ("doc_id", "source", "language")), lengths, column]
     fields = list(TOKENS)
-    for name in keep:
+    for name in [name for name in keep if name not in TOKENS.names]:
         if name not in batch.schema.names:
             raise DataError(f"tokens.encode: keep names the column '{name}'; the documents have {batch.schema.names}")
         fields.append(batch.schema.field(name))

@@ -67,6 +67,21 @@ def test_what_an_algorithm_logs_is_drawn_and_no_accuracy_lies_among_losses(tmp_p
     assert "peft" not in text
 
 
+def test_held_out_figures_of_groups_have_plots_of_their_own(tmp_path):
+    lines = [{"step": 1, "loss": 3.0, "rate": 1e-3, "seconds": 1, "tokens": 9}]
+    grouped = {"validation_language/en": 2.9, "validation_language/zh": 3.4, "validation_language_bpb/zh": 1.7}
+    lines.append({"step": 1, "validation": 3.1, "validation_bpb": 1.2, **grouped})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = page(str(tmp_path))
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    figures = dict(zip(captions, re.findall(r"<figure>(.*?)</figure>", text), strict=True))
+    assert "zh: 3.4 at 1" in figures["held out by language: loss (nats per token)"]
+    assert "zh: 1.7 at 1" in figures["held out by language: bits per byte"]
+    assert "3.4" not in figures["loss (nats per token)"]
+    assert "1.7" not in figures["bits per byte"]
+    assert all(name in text for name in grouped)
+
+
 def test_what_lies_above_the_edge_is_said():
     drawn = plot("x", {"a": [(step, 1000.0 if step == 1 else 1 + step / 1000) for step in range(1, 200)]})
     assert "1 above the edge, up to 1000" in drawn
@@ -129,3 +144,8 @@ def test_large_figures_and_figures_near_zero_have_labels_that_fit():
     labels = [re.findall(r'text-anchor="end">([^<]*)<', drawn)[:5] for drawn in (speed, rate)]
     assert all(label.endswith("k") and len(label) <= 6 for label in labels[0]), labels[0]
     assert not any(label.startswith("-") for label in labels[1]), labels[1]
+
+
+def test_between_two_steps_there_is_no_tick():
+    drawn = plot("x", {"a": [(0, 1.0), (1, 2.0), (2, 4.0)]})
+    assert re.findall(r'text-anchor="middle">([^<]*)<', drawn)[:-1] == ["0", "1", "2"]

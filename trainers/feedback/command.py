@@ -12,6 +12,7 @@ from pydantic import Field
 from cluster.errors import RecipeError
 from cluster.settings import Settings, assign, make, read_yaml, refuse_other
 from trainers.feedback.judge import Comparing, put
+from trainers.feedback.page import page
 from trainers.feedback.writer import Model
 
 ACTIONS = ("judge", "select", "solve", "rlaif", "spin", "self_rewarding", "self_instruct", "evol_instruct")
@@ -36,7 +37,8 @@ class SelectFile(Settings):
 
 
 def feedback(action: str, recipe: str, out: str, changes: Sequence[str] = ()) -> Iterator[str]:
-    """Do it, write OUT/report.json, and tell the figures line by line. The same call again continues."""
+    """Do it, write OUT/report.json and OUT/report.html, and tell the figures line by line. The same call again
+    continues."""
     raw = read_yaml(recipe)
     refuse_other(raw, recipe, f"feedback {action}")
     for change in changes:
@@ -50,6 +52,7 @@ def feedback(action: str, recipe: str, out: str, changes: Sequence[str] = ()) ->
         for entry in found if isinstance(found, list) else [found]:
             yield json.dumps(entry, ensure_ascii=False)
     put(Path(out, "report.json"), json.dumps(found, indent=1) + "\n")
+    put(Path(out, "report.html"), page(action, found, out, raw))
 
 
 def _done(action: str, raw: dict[str, Any], out: str, where: str) -> Any:

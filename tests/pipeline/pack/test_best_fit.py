@@ -150,7 +150,30 @@ def test_packed_rows_open_with_plain_pandas(tmp_path, vocab_size):
     assert all(len(ids) == 128 for ids in frame["input_ids"])
     assert frame["doc_lengths"].map(sum).sum() == table.column("n_tokens").to_numpy().sum()
     schema = pq.read_schema(f"{decided['path']}/train-00000-of-00001.parquet")
-    assert schema.equals(packed_schema(128, vocab_size))
+    assert schema.equals(packed_schema(128, vocab_size, groups=["source", "language"]))
+
+
+def test_each_piece_carries_its_documents_values_and_other_columns_when_asked(tokenizer, tmp_path):
+    table = token_table(lognormal_lengths(300))
+    table = table.append_column("bin", pa.array([i % 5 for i in range(300)]))
+    decided = pack(tmp_path / "a", tokenizer, table, groups=["language", "bin"])
+    told = {row["doc_id"]: row for row in table.to_pylist()}
+    dataset, rows = read_packed(decided["path"])
+    assert dataset["groups"] == ["language", "bin"]
+    for row in rows:
+        assert row["group_language"] == [told[doc_id]["language"] for doc_id in row["doc_ids"]]
+        assert row["group_bin"] == [str(told[doc_id]["bin"]) for doc_id in row["doc_ids"]]
+        assert "group_source" not in row
+    bare = pack(tmp_path / "b", tokenizer, table, groups=[])
+    assert rows[0].keys() - read_packed(bare["path"])[1][0].keys() == {"group_language", "group_bin"}
+
+
+def test_groups_that_the_tokens_lack_or_that_are_no_names_are_refused(tokenizer, tmp_path):
+    table = token_table([50, 60]).append_column("score", pa.array([0.5, 0.25]))
+    with pytest.raises(DataError, match=r"keep: \[topic\]"):
+        pack(tmp_path / "a", tokenizer, table, groups=["language", "topic"])
+    with pytest.raises(DataError, match="'score' of double"):
+        pack(tmp_path / "b", tokenizer, table, groups=["score"])
 
 
 def test_loss_masks_lie_under_their_tokens(tokenizer, tmp_path):

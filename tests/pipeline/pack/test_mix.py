@@ -16,6 +16,7 @@ def corpus(counts, **columns):
     rows = {
         "doc_id": [document_id(source, i, "", b"") for i, source in enumerate(sources)],
         "source": sources,
+        "language": [None] * len(sources),
         "n_tokens": lengths,
         "input_ids": [b""] * len(sources),
     }

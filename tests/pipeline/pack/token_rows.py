@@ -27,7 +27,7 @@ def tokenizer_folder(path, vocab_size=1000):
     return str(path)
 
 
-def token_table(lengths, *, vocab_size=1000, seed=0, sources=("web", "books")):
+def token_table(lengths, *, vocab_size=1000, seed=0, sources=("web", "books"), languages=("en", "zh", None)):
     """TOKENS rows with random ids; each document ends with token 0, the end token."""
     rng = np.random.default_rng(seed)
     dtype = "<u2" if vocab_size <= 1 << 16 else "<u4"
@@ -35,6 +35,7 @@ def token_table(lengths, *, vocab_size=1000, seed=0, sources=("web", "books")):
     columns = {
         "doc_id": [document_id("test", i, "", b"") for i in range(len(ids))],
         "source": [sources[i % len(sources)] for i in range(len(ids))],
+        "language": [languages[i % len(languages)] for i in range(len(ids))],
         "n_tokens": list(lengths),
         "input_ids": ids,
     }

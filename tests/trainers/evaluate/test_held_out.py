@@ -23,7 +23,7 @@ def test_bits_per_byte_and_loss_are_their_definitions_on_any_number_of_ranks(pac
     lm = model.build(ModelSettings(hidden_size=32, layers=1, heads=2), vocab_size=300, seq_len=64, seed=0, pad=0, eos=1)
     role = Frozen(PackedLM(lm), torch.device("cpu"), torch.float64)
     alone = HeldOut(data, rows=10, micro_rows=3, ranks=Ranks(0, 1, torch.device("cpu")))
-    loss, bits = alone.measure(role)
+    loss, bits = alone.measure(role)[""]
     sizes = token_bytes(data)
     rows = data.read(0, 10)
     nll, count, size = 0.0, 0, 0
