@@ -205,7 +205,7 @@ class Chain:
 
 
 def prefixes(filters: Sequence[Step]) -> list[str]:
-    """What stands before the names of each one's stored scores: "filters.c4.", for the second of them "filters.c4#2."."""
+    """What stands before the names of each one's stored scores: "filters.c4.", for a second one "filters.c4#2."."""
     names = [step.step_name() for step in filters]
     return [f"{name}#{n}." if (n := names[: i + 1].count(name)) > 1 else f"{name}." for i, name in enumerate(names)]
 

@@ -50,14 +50,17 @@ def whatif(run: str, assignments: Sequence[str]) -> list[str]:
 
 
 def _refuse_what_scores_cannot_tell(before: Recipe, after: Recipe) -> None:
-    """Raise RecipeError for changes of other things than limits: they change texts or scores, so only a run can tell."""
+    """Raise RecipeError for changes of other things than limits: only a run can tell what they do."""
     wrong = [name for name in Recipe.model_fields if name != "steps" and getattr(before, name) != getattr(after, name)]
     for old, new in zip(before.steps, after.steps, strict=True):
         for field in type(old).model_fields:
             if getattr(old, field) == (value := getattr(new, field)):
                 continue
-            if not isinstance(old, Filter) or not (
-                field in old.bounds or (field != "variant" and old.model_copy(update={field: value}).rules() != old.rules())
+            changed = old.model_copy(update={field: value})
+            if (
+                not isinstance(old, Filter)
+                or not isinstance(changed, Filter)
+                or not (field in old.bounds or (field != "variant" and changed.rules() != old.rules()))
             ):
                 wrong.append(f"{old.step_name()}.{field}")
     if wrong:
