@@ -274,9 +274,22 @@ def _check(stage: Stage, summary: dict[str, Any], sums: dict[str, Any], recipe: 
     if share > recipe.max_failed_share:
         raise RunError(
             f"stage {stage.folder}: {summary['failed']} of {summary['documents_in']} documents failed ({share:.1%}),"
-            f" more than max_failed_share={recipe.max_failed_share:.1%}. The ledger and the quarantine below"
-            f" stages/{stage.folder}/output say why; raise max_failed_share to accept it, then run again."
+            f" more than max_failed_share={recipe.max_failed_share:.1%}.{_first_failure(sums)} The ledger and the"
+            f" quarantine below stages/{stage.folder}/output say why; raise max_failed_share to accept it, then run again."
         )
+
+
+def _first_failure(sums: dict[str, Any]) -> str:
+    """One failure as an example: most often all have the same cause, a field's name say."""
+    import pyarrow.parquet as pq
+
+    columns = ["status", "step", "reason", "error"]
+    for path in sums["files"]["ledger"]:
+        with storage.open_read(path) as file:
+            for row in pq.read_table(file, columns=columns).to_pylist():
+                if row["status"] == "failed":
+                    return f" The first one, in {row['step']} as {row['reason']}: {row['error']}."
+    return ""
 
 
 def _finished(out: str, stage: Stage) -> dict[str, Any] | None:
