@@ -275,7 +275,7 @@ def _check(stage: Stage, summary: dict[str, Any], sums: dict[str, Any], recipe: 
         raise RunError(
             f"stage {stage.folder}: {summary['failed']} of {summary['documents_in']} documents failed ({share:.1%}),"
             f" more than max_failed_share={recipe.max_failed_share:.1%}.{_first_failure(sums)} The ledger and the"
-            f" quarantine below stages/{stage.folder}/output have all; raise max_failed_share to accept it and run again."
+            f" quarantine below stages/{stage.folder}/output have all; set max_failed_share to accept it and run again."
         )
 
 
