@@ -201,7 +201,7 @@ def _run_stage(
         sums["files"] = _files(results)
     summary = _summary(stage, sums, decided, outputs, artifacts, time.perf_counter() - started, this)
     _check(stage, summary, sums, recipe, None if isinstance(stage.entry, Source) else this.rows)
-    storage.write_bytes(storage.join(folder, "stage.json"), json.dumps(summary, indent=1).encode())
+    storage.write_bytes(storage.join(folder, "stage.json"), manifest.dump(summary, out, indent=1))
     return summary
 
 
@@ -295,7 +295,7 @@ def _first_failure(sums: dict[str, Any]) -> str:
 def _finished(out: str, stage: Stage) -> dict[str, Any] | None:
     path = storage.join(out, "stages", stage.folder, "stage.json")
     try:
-        summary: dict[str, Any] = json.loads(storage.read_bytes(path))
+        summary: dict[str, Any] = manifest.load(storage.read_bytes(path), out)
     except FileNotFoundError:
         return None
     return summary

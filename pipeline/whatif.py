@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from cluster import storage
 from cluster.errors import RecipeError
 from cluster.settings import assign
+from pipeline import manifest
 from pipeline.process import prefixes
 from pipeline.recipe import Recipe, from_mapping
 from pipeline.step import Documents, Filter
@@ -72,7 +73,8 @@ def _groups(run: str) -> Iterator[tuple[int, list[str]]]:
     record = json.loads(storage.read_bytes(storage.join(run, "run.json")))
     position = 0
     for public in record["stages"]:
-        stage = json.loads(storage.read_bytes(storage.join(run, "stages", public["folder"], "stage.json")))
+        path = storage.join(run, "stages", public["folder"], "stage.json")
+        stage = manifest.load(storage.read_bytes(path), run)
         entry = 1 if len(stage["steps"]) > stage["fused"] else 0
         files: dict[int, list[str]] = {}
         for of_task in stage["files"].get("scores", []):
