@@ -69,7 +69,8 @@ def plan(recipe: Recipe) -> list[Stage]:
         try:
             step.check()
         except RecipeError as error:
-            problems.append(f"step {number} {step.step_name()}: {error}")
+            text = str(error).removeprefix(f"{step.step_name()}: ")
+            problems.append(f"step {number} {step.step_name()}: {text}")
     if problems:
         raise RecipeError("\n".join(problems))
     groups: list[tuple[Step | None, list[Step]]] = []

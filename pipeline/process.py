@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,7 +163,7 @@ class Chain:
         them costs more, until they are the majority."""
         docs, alive = Documents(batch), np.ones(batch.num_rows, bool)
         all_scores: dict[str, np.ndarray] = {}
-        for offset, step in enumerate(filters):
+        for offset, prefix in enumerate(prefixes(filters)):
             if not self.keep_scores and alive.sum() * 2 < len(alive):
                 docs, alive = Documents(docs.batch.filter(pa.array(alive))), np.ones(int(alive.sum()), bool)
             if len(docs) == 0:
@@ -172,7 +172,7 @@ class Chain:
             if rows is None:
                 return None
             all_scores = {name: values[ok] for name, values in all_scores.items()} if not ok.all() else all_scores
-            all_scores |= {f"{step.step_name()}.{name}": values[ok] for name, values in scores.items()}
+            all_scores |= {prefix + name: values[ok] for name, values in scores.items()}
             changed = Documents(rows)
             if ok.all() and _same_text(docs.batch, rows):
                 changed._computed = docs._computed
@@ -202,6 +202,12 @@ class Chain:
         self.ledger.record(step.step_name(), docs.batch, verdict, goes)
         ok = _not_failed(verdict)
         return rows, ok, (alive & ~goes)[ok], scores
+
+
+def prefixes(filters: Sequence[Step]) -> list[str]:
+    """What stands before the names of each one's stored scores: "filters.c4.", for a second one "filters.c4#2."."""
+    names = [step.step_name() for step in filters]
+    return [f"{name}#{n}." if (n := names[: i + 1].count(name)) > 1 else f"{name}." for i, name in enumerate(names)]
 
 
 def _same_text(before: pa.RecordBatch, after: pa.RecordBatch) -> bool:

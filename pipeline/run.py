@@ -201,7 +201,7 @@ def _run_stage(
         sums["files"] = _files(results)
     summary = _summary(stage, sums, decided, outputs, artifacts, time.perf_counter() - started, this)
     _check(stage, summary, sums, recipe, None if isinstance(stage.entry, Source) else this.rows)
-    storage.write_bytes(storage.join(folder, "stage.json"), json.dumps(summary, indent=1).encode())
+    storage.write_bytes(storage.join(folder, "stage.json"), manifest.dump(summary, out, indent=1))
     return summary
 
 
@@ -274,15 +274,28 @@ def _check(stage: Stage, summary: dict[str, Any], sums: dict[str, Any], recipe: 
     if share > recipe.max_failed_share:
         raise RunError(
             f"stage {stage.folder}: {summary['failed']} of {summary['documents_in']} documents failed ({share:.1%}),"
-            f" more than max_failed_share={recipe.max_failed_share:.1%}. The ledger and the quarantine below"
-            f" stages/{stage.folder}/output say why; raise max_failed_share to accept it, then run again."
+            f" more than max_failed_share={recipe.max_failed_share:.1%}.{_first_failure(sums)} The ledger and the"
+            f" quarantine below stages/{stage.folder}/output have all; set max_failed_share to accept it and run again."
         )
+
+
+def _first_failure(sums: dict[str, Any]) -> str:
+    """One failure as an example: most often all have the same cause, a field's name say."""
+    import pyarrow.parquet as pq
+
+    columns = ["status", "step", "reason", "error"]
+    for path in sums["files"]["ledger"]:
+        with storage.open_read(path) as file:
+            for row in pq.read_table(file, columns=columns).to_pylist():
+                if row["status"] == "failed":
+                    return f" The first one, in {row['step']} as {row['reason']}: {row['error']}."
+    return ""
 
 
 def _finished(out: str, stage: Stage) -> dict[str, Any] | None:
     path = storage.join(out, "stages", stage.folder, "stage.json")
     try:
-        summary: dict[str, Any] = json.loads(storage.read_bytes(path))
+        summary: dict[str, Any] = manifest.load(storage.read_bytes(path), out)
     except FileNotFoundError:
         return None
     return summary

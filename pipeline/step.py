@@ -197,6 +197,8 @@ class Filter(Step):
 
     takes: ClassVar[Row] = Row.DOCUMENT
     gives: ClassVar[Row] = Row.DOCUMENT
+    bounds: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are limits for `verdict` without being in a rule; `whatif` may change them."""
 
     def warm(self, artifacts: Mapping[str, str]) -> None:
         """Score a tiny batch, so that kernels are compiled (or read from their cache) before the first real one."""

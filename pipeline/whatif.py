@@ -19,6 +19,8 @@ import pyarrow.parquet as pq
 from cluster import storage
 from cluster.errors import RecipeError
 from cluster.settings import assign
+from pipeline import manifest
+from pipeline.process import prefixes
 from pipeline.recipe import Recipe, from_mapping
 from pipeline.step import Documents, Filter
 
@@ -38,6 +40,7 @@ def whatif(run: str, assignments: Sequence[str]) -> list[str]:
     for assignment in assignments:
         assign(raw, assignment)
     after = from_mapping(raw, "recipe.yaml")
+    _refuse_what_scores_cannot_tell(before, after)
     lines: list[str] = []
     for first, files in _groups(run):
         filters = [_filters_from(recipe, first) for recipe in (before, after)]
@@ -47,12 +50,31 @@ def whatif(run: str, assignments: Sequence[str]) -> list[str]:
     return lines or ["nothing changes: no filter with stored scores has another setting"]
 
 
+def _refuse_what_scores_cannot_tell(before: Recipe, after: Recipe) -> None:
+    """Raise RecipeError for changes of other things than limits: only a run can tell what they do."""
+    wrong = [name for name in Recipe.model_fields if name != "steps" and getattr(before, name) != getattr(after, name)]
+    for old, new in zip(before.steps, after.steps, strict=True):
+        for field in type(old).model_fields:
+            if getattr(old, field) == (value := getattr(new, field)):
+                continue
+            changed = old.model_copy(update={field: value})
+            if (
+                not isinstance(old, Filter)
+                or not isinstance(changed, Filter)
+                or not (field in old.bounds or (field != "variant" and changed.rules() != old.rules()))
+            ):
+                wrong.append(f"{old.step_name()}.{field}")
+    if wrong:
+        raise RecipeError(f"{', '.join(wrong)}: no limit on a stored score, so only a run tells what the change does")
+
+
 def _groups(run: str) -> Iterator[tuple[int, list[str]]]:
     """(position in the recipe of a group's first filter, its score files) for every scored group of the run."""
     record = json.loads(storage.read_bytes(storage.join(run, "run.json")))
     position = 0
     for public in record["stages"]:
-        stage = json.loads(storage.read_bytes(storage.join(run, "stages", public["folder"], "stage.json")))
+        path = storage.join(run, "stages", public["folder"], "stage.json")
+        stage = manifest.load(storage.read_bytes(path), run)
         entry = 1 if len(stage["steps"]) > stage["fused"] else 0
         files: dict[int, list[str]] = {}
         for of_task in stage["files"].get("scores", []):
@@ -90,14 +112,16 @@ def _count(before: list[Filter], after: list[Filter], files: list[str]) -> tuple
 def _judge(filters: list[Filter], batch: pa.RecordBatch, reasons: Counter[str]) -> np.ndarray:
     """Which rows of a score table stay (boolean); counts the reasons of the others."""
     alive = np.ones(batch.num_rows, bool)
-    for step in filters:
-        prefix = f"{step.step_name()}."
+    for step, prefix in zip(filters, prefixes(filters), strict=True):
         scores = {
             name.removeprefix(prefix): batch.column(name).to_numpy(zero_copy_only=False)
             for name in batch.schema.names
             if name.startswith(prefix)
         }
-        verdict = step.verdict(Documents(batch), scores)
+        try:
+            verdict = step.verdict(Documents(batch), scores)
+        except KeyError as missing:
+            raise RecipeError(f"{prefix[:-1]}: the run stored no score {missing}; only a run tells") from None
         goes = alive & np.array([reason is not None for reason in verdict.reason], bool)
         reasons.update(f"{prefix}{reason}" for reason in verdict.reason[goes])
         alive &= ~goes

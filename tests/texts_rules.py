@@ -15,3 +15,7 @@ def seven(doc):
 
 def too_few(batch):
     return []
+
+
+def never(doc):
+    return None

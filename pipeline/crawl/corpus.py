@@ -9,7 +9,8 @@ import itertools
 import json
 import lzma
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, ClassVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import pyarrow as pa
 from pydantic import Field
@@ -18,6 +19,7 @@ from cluster import storage
 from cluster.errors import RecipeError, nearest
 from pipeline.crawl import inputs, parquet
 from pipeline.crawl.damage import DAMAGED, is_damage
+from pipeline.crawl.json_array import elements, is_array
 from pipeline.crawl.rows import Rows, timestamp
 from pipeline.schema import DOCUMENT, Row, document_id
 from pipeline.step import Source, Verdict
@@ -28,14 +30,17 @@ if TYPE_CHECKING:
 _COMPRESSIONS = {"gz": "gzip", "zst": "zstd", "xz": "xz", "bz2": "bz2"}
 _FORMATS = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl", "parquet": "parquet", "txt": "text", "md": "text"}
 _FORMATS |= {"csv": "csv", "tsv": "tsv"}
-
+_TYPES = {"text": pa.string(), "number": pa.float64(), "integer": pa.int64()}
 
 _PIECE = 1 << 20
 
 
 class Corpus(Source):
-    """Documents from JSONL, CSV and TSV (plain, gz, zst, xz, bz2), Parquet or text files (one document a file).
+    """Documents from JSONL, JSON arrays, CSV and TSV (plain, gz, zst, xz, bz2), Parquet or text (a file is a document).
 
+    The documents of other runs are such a corpus: `{path: "runs/*/documents/*.parquet", id_field: doc_id,
+    source_field: source}` puts several together, each made by its own recipe, and `why` finds them by the same doc_id.
+    Files that other systems leave beside the data (`_SUCCESS`, `.part-0.crc`) are passed over.
     The first line of a CSV or TSV file names its columns; quoted fields may hold line ends (RFC 4180).
 
     A line that is no JSON object, or has no text, is a failed row that names the line; so is damage in a compressed or
@@ -52,11 +57,18 @@ class Corpus(Source):
         "text",
         description="field with the text (a list or object becomes JSON); a dot reaches into objects; . is all of it",
     )
-    id_field: str | None = Field(None, description="field whose value replaces file and position in identities")
+    id_field: str | None = Field(
+        None, description="field whose value replaces file and position in identities; 16 bytes are the doc_id itself"
+    )
     url_field: str | None = Field("url", description="field with the URL, null when it is absent")
-    date_field: str | None = Field("date", description="field with an ISO 8601 date, null when it is absent")
+    date_field: str | None = Field(
+        "date", description="field with an ISO 8601 date or a Unix time, null when it is absent"
+    )
     title_field: str | None = Field("title", description="field with the title")
     language_field: str | None = Field("language", description="field with the language")
+    keep: dict[str, Literal["text", "number", "integer"]] = Field(
+        {}, description="other fields to carry along, as columns of these types: {edu_score: number}"
+    )
     source_field: str | None = Field(None, description="field with the name of the corpus, for mixing")
     source: str = Field("corpus", description="name of the corpus where no field gives it")
     split_bytes: int = Field(128 << 20, ge=1 << 10, description="larger files are read by several tasks")
@@ -65,6 +77,8 @@ class Corpus(Source):
     def check(self) -> None:
         files = self._files()
         inputs.check(self.step_name(), self.path, files)
+        if taken := sorted(set(self.keep) & set(DOCUMENT.names)):
+            raise RecipeError(f"crawl.corpus: keep cannot name {taken[0]}, a column that every document has")
         for _, entry in files:
             if self.format == "auto" and self._format(entry.path) is None:
                 raise RecipeError(
@@ -74,13 +88,15 @@ class Corpus(Source):
         entry = files[0][1]
         if self._format(entry.path) == "parquet":
             names = parquet.columns(entry.path)
-            if names is not None and self.text_field.partition(".")[0] not in names:
+            if names is not None and self.text_field != "." and self.text_field.partition(".")[0] not in names:
                 raise RecipeError(
                     f"crawl.corpus: '{entry.path}' has no column '{self.text_field}'{nearest(self.text_field, names)}"
                 )
 
     def _files(self) -> list[inputs.File]:
-        return inputs.find(self.path)
+        """The files to read, without those of no known format that are named as no data: `_SUCCESS`, `.part-0.crc`."""
+        found = inputs.find(self.path)
+        return [f for f in found if self._format(f[1].path) or f[1].path.rpartition("/")[2][:1] not in ("_", ".")]
 
     def _format(self, path: str) -> str | None:
         if self.format != "auto":
@@ -99,7 +115,7 @@ class Corpus(Source):
             task = {"path": entry.path, "key": key, "bytes": entry.size, "format": self._format(entry.path)}
             if task["format"] == "parquet":
                 tasks += [task | piece for piece in parquet.pieces(entry.path, self.split_bytes)]
-            elif task["format"] == "jsonl" and _compression(entry.path) is None:
+            elif task["format"] == "jsonl" and _compression(entry.path) is None and not self._whole(entry):
                 edges = [*range(0, max(entry.size, 1), self.split_bytes), entry.size]
                 tasks += [
                     task | {"start": start, "end": end, "bytes": end - start}
@@ -109,8 +125,16 @@ class Corpus(Source):
                 tasks.append(task)
         return inputs.grouped(tasks)
 
+    def _whole(self, entry: storage.Entry) -> bool:
+        """Whether a large file cannot be cut at its line ends."""
+        if entry.size <= self.split_bytes or not _may_be_array(entry.path):
+            return False
+        with _open(entry.path) as stream:
+            return is_array(stream)
+
     def read(self, task: dict[str, Any]) -> Iterator[tuple[pa.RecordBatch, Verdict | None]]:
-        rows = Rows(DOCUMENT, self.source)
+        kept = [pa.field(name, _TYPES[kind]) for name, kind in self.keep.items()]
+        rows = Rows(pa.schema([*DOCUMENT, *kept]), self.source)
         readers = {"jsonl": self._lines, "parquet": self._parquet, "text": self._text}
         for file in inputs.each(task):
             for position, content, error in readers.get(file["format"], self._table)(file):
@@ -125,20 +149,19 @@ class Corpus(Source):
             return
         text = content if self.text_field == "." else _reach(content, self.text_field)
         if isinstance(text, dict | list):  # a conversation, say: steps such as tokens.chat read it as JSON
-            text = json.dumps(text, ensure_ascii=False)
+            text = _json(text)
         url = _text_or_none(_reach(content, self.url_field))
         body = text if isinstance(text, str) else ""
-        identity = _text_or_none(_reach(content, self.id_field))
         row = {
-            "doc_id": document_id("", 0, "id:" + identity, b"")
-            if identity is not None
-            else document_id(key, position, url or "", body.encode("utf-8", "surrogatepass")),
+            "doc_id": _identity(_reach(content, self.id_field))
+            or document_id(key, position, url or "", body.encode("utf-8", "surrogatepass")),
             "url": url,
-            "date": timestamp(_text_or_none(_reach(content, self.date_field))),
+            "date": _date(_reach(content, self.date_field)),
             "title": _text_or_none(_reach(content, self.title_field)),
             "language": _text_or_none(_reach(content, self.language_field)),
             "source": _text_or_none(_reach(content, self.source_field)) or self.source,
             "text": body.encode("utf-8", "replace").decode() if not _is_utf8(body) else body,
+            **{name: _kept(_reach(content, name), kind) for name, kind in self.keep.items()},
         }
         if not isinstance(text, str):
             rows.add(row, reason="no_text_field", error=f"{key}, the document at {position}: {self._missing(content)}")
@@ -159,6 +182,9 @@ class Corpus(Source):
     def _lines(self, task: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any] | bytes, str | None]]:
         start, end = task.get("start", 0), task.get("end")
         with _open(task["path"]) as stream:
+            if not start and _may_be_array(task["path"]) and is_array(stream):
+                yield from self._elements(stream)
+                return
             for offset, line in _lines_between(stream, start, end, self.max_document_bytes):
                 if isinstance(line, Exception):
                     yield (
@@ -183,10 +209,23 @@ class Corpus(Source):
                 else:
                     yield offset, line, f"the line at {where} is a JSON {type(content).__name__}, not an object"
 
+    def _elements(self, stream: Any) -> Iterator[tuple[int, dict[str, Any] | bytes, str | None]]:
+        number = -1
+        try:
+            for number, content, error in elements(stream, self.max_document_bytes):
+                if error is None and not isinstance(content, dict):
+                    error = f"element {number} is a JSON {type(content).__name__}, not an object"
+                    content = json.dumps(content).encode()
+                yield number, content, error
+        except DAMAGED as error:
+            if not is_damage(error):
+                raise
+            yield number + 1, b"", f"the compressed stream is damaged behind element {number}: {error}"
+
     def _parquet(self, task: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any] | bytes, str | None]]:
         fields = (self.text_field, self.id_field, self.url_field, self.date_field, self.title_field)
-        wanted = {f.partition(".")[0] for f in (*fields, self.language_field, self.source_field) if f}
-        yield from parquet.rows_of(task, wanted)
+        wanted = {f.partition(".")[0] for f in (*fields, self.language_field, self.source_field, *self.keep) if f}
+        yield from parquet.rows_of(task, None if self.text_field == "." else wanted)
 
     def _table(self, task: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any] | bytes, str | None]]:
         from pipeline.crawl.table import rows_of
@@ -214,6 +253,10 @@ class Corpus(Source):
         for part in reversed(self.text_field.split(".")):
             content = {part: content or decode(bytes(data))[0]}
         yield 0, content, None
+
+
+def _may_be_array(path: str) -> bool:
+    return ".json" in (path[-5:].lower(), path.rpartition(".")[0][-5:].lower() if _compression(path) else "")
 
 
 def _compression(path: str) -> str | None:
@@ -264,6 +307,41 @@ def _reach(content: dict[str, Any], path: str | None) -> Any:
     for part in (path or "").split(".") if path else ():
         value = value.get(part) if isinstance(value, dict) else None
     return value if path else None
+
+
+def _identity(value: Any) -> bytes | None:
+    if isinstance(value, bytes):
+        return value if len(value) == 16 else document_id("", 0, "id:", value)
+    text = _text_or_none(value)
+    return None if text is None else document_id("", 0, "id:" + text, b"")
+
+
+def _date(value: Any) -> datetime | None:
+    """ISO 8601 with or without separators, or seconds (milliseconds, microseconds) since 1970."""
+    digits = str(int(value)) if isinstance(value, float) and value == value // 1 else str(value).strip()
+    if not digits.isascii() or not digits.isdecimal() or isinstance(value, bool):
+        return timestamp(_text_or_none(value))
+    if len(digits) in (8, 14) and digits[:2] in ("19", "20"):
+        return timestamp(digits[:8] + ("T" + digits[8:] if digits[8:] else ""))
+    scale = {9: 1, 10: 1, 13: 10**3, 16: 10**6}.get(len(digits))
+    return datetime.fromtimestamp(int(digits) // scale, UTC) if scale else None
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _kept(value: Any, kind: str) -> Any:
+    """A value of another field as its column's type; None for one that is none."""
+    if value is None:
+        return None
+    if kind == "text":
+        return _text_or_none(_json(value) if isinstance(value, dict | list | bool) else value)
+    try:
+        number = float(value) if kind == "number" else int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+    return number if kind == "number" or -(1 << 63) <= number < 1 << 63 else None
 
 
 def _text_or_none(value: Any) -> str | None:

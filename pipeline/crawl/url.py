@@ -40,7 +40,8 @@ def normalised(url: str, base: str | None = None) -> str | None:
 
 
 _TRACKING = re.compile(
-    r"utm_\w+|[gf]bclid|gclsrc|dclid|msclkid|yclid|twclid|igshid|mc_[ce]id|_ga|_gl|srsltid|ref_src|spm|wt_mc|mkt_tok"
+    r"utm_\w+|gclid|fbclid|[gw]braid|gclsrc|dclid|msclkid|yclid|ttclid|twclid|li_fat_id|igsh(id)?|mc_[ce]id|_ga|_gl|_hsenc"
+    r"|_hsmi|srsltid|ref_src|spm|wt_mc|mkt_tok"
     r"|phpsessid|jsessionid|sessionid|sid|amp",
     re.I,
 )
@@ -48,9 +49,10 @@ _TRACKING = re.compile(
 
 def page_key(url: str) -> str:
     """What URLs of one page have in common: no scheme, `www.`, fragment, tracking, order of parameters, last slash."""
-    whole = normalised(url)
+    text = url.strip()
+    whole = normalised(text if "://" in text else "http://" + text.removeprefix("//"))
     if whole is None:
-        return url.strip()
+        return text
     parts = urlsplit(whole)
     path = re.sub(r";jsessionid=[^/]*", "", parts.path, flags=re.I).rstrip("/")
     query = sorted(p for p in parts.query.split("&") if p and not _TRACKING.fullmatch(p.partition("=")[0]))

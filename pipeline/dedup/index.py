@@ -12,7 +12,6 @@ those documents alone that share a key with a new one. Texts of earlier snapshot
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,7 +20,7 @@ import pyarrow as pa
 
 from cluster import storage
 from cluster.errors import RecipeError
-from pipeline import exchange
+from pipeline import exchange, manifest
 from pipeline.dedup import removal
 from pipeline.step import Work
 
@@ -67,7 +66,7 @@ def earlier(folder: str, name: str, settings: dict[str, Any]) -> list[dict[str, 
     """
     found: list[dict[str, Any]] = []
     for entry in storage.list_files(storage.join(folder, "snapshots")):
-        snapshot = json.loads(storage.read_bytes(entry.path))
+        snapshot = manifest.load(storage.read_bytes(entry.path), folder)
         if snapshot["name"] == name:
             break
         if snapshot["settings"] != settings:
@@ -106,7 +105,7 @@ def commit(
         "rows": rows,
     }
     path = storage.join(folder, "snapshots", f"{number:05d}-{name}.json")
-    storage.put_if_absent(path, json.dumps(snapshot).encode())
+    storage.put_if_absent(path, manifest.dump(snapshot, folder))
 
 
 def cut(snapshot: dict[str, Any], bucket: int, buckets: int) -> dict[str, Any]:

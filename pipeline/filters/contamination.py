@@ -9,7 +9,7 @@ import lzma
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -36,6 +36,8 @@ class Contamination(Filter):
     null where nothing was found above the threshold.
     Source: 8-grams as in Llama 3 (arXiv 2407.21783, section 5.1.4); the weights are ours.
     """
+
+    bounds: ClassVar[frozenset[str]] = frozenset({"min_coverage", "action"})
 
     benchmarks: dict[str, str] = Field(description="name: JSONL file (.gz and .xz too) with one item per line")
     fields: dict[str, list[str]] = Field(default_factory=dict, description="name: fields to use; else all text fields")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field
@@ -27,6 +27,8 @@ class FineWeb(Filter):
 
     Source: Penedo et al. 2024, arXiv 2406.17557, section 3.6.
     """
+
+    bounds: ClassVar[frozenset[str]] = frozenset({"line_punct_exclude_zero"})
 
     variant: Literal["paper", "datatrove"] = Field("paper", description="whose numbers and lines")
     words: Literal["space", "spacy"] = Field(

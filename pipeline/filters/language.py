@@ -6,7 +6,7 @@ import functools
 import importlib.util
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +31,8 @@ class Language(Filter):
     Labels and probabilities are those of fastText itself for the same characters, line breaks read as spaces.
     Source: Joulin et al. 2016, arXiv 1607.01759; thresholds of 0.65 as in FineWeb, arXiv 2406.17557.
     """
+
+    bounds: ClassVar[frozenset[str]] = frozenset({"keep", "max_other_lines"})
 
     keep: dict[str, float] = Field(default_factory=dict, description="language: least probability; empty keeps all")
     max_chars: int = Field(1000, gt=0, description="how many characters of a document are looked at")

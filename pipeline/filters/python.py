@@ -48,12 +48,20 @@ class Python(Filter):
         find_function(self.function)
 
     def scores(self, docs: Documents) -> dict[str, np.ndarray]:
-        return {}
+        return {"goes": np.array([reason is not None for reason in self._reasons(docs)], float)}
 
     def rules(self) -> list[Rule]:
         return []
 
     def verdict(self, docs: Documents, scores: Mapping[str, np.ndarray]) -> Verdict:
+        if "text" in docs.batch.schema.names:
+            return Verdict.because(self._reasons(docs))
+        return Verdict.because(["removed" if goes else None for goes in scores["goes"]])  # stored scores alone
+
+    def _reasons(self, docs: Documents) -> list[str | None]:
+        return docs.once(f"python:{self.function}:{self.per}", lambda: self._ask(docs))
+
+    def _ask(self, docs: Documents) -> list[str | None]:
         from pipeline.kernels.text import readable
 
         function = find_function(self.function)
@@ -73,7 +81,7 @@ class Python(Filter):
             raise RecipeError(
                 f"filters.python: {self.function} returned {wrong!r}; return a reason (a string) or None to keep"
             )
-        return Verdict.because([reason or None for reason in found])
+        return [reason or None for reason in found]
 
 
 def _spec(module: str) -> Any:

@@ -213,30 +213,32 @@ def train(
             touched = _grown(touched, n_touched + 2 * sizes[w] + 4)
             base = word_starts[w]
             size = sizes[w]
-            i = 0
+            i, into = 0, 0  # the symbols from i on go to `into`
             while i < size - 1 if step < 0 else i < size:
                 changes = 0
                 if step < 0:
+                    i += 1
                     changes = 1
                 elif i + 1 < size and symbols[base + i] == a and symbols[base + i + 1] == b:
-                    symbols[base + i] = new
-                    for k in range(i + 1, size - 1):
-                        symbols[base + k] = symbols[base + k + 1]
-                    size -= 1
+                    symbols[base + into] = new
+                    i += 2
                     changes = 4
+                else:
+                    symbols[base + into] = symbols[base + i]
+                    i += 1
                 for change in range(changes):
                     # 0, 1: the pair with the symbol before, as it was and as it is; 2, 3: with the one behind
                     if step < 0:
-                        x, y, sign = symbols[base + i], symbols[base + i + 1], 1
+                        x, y, sign = symbols[base + i - 1], symbols[base + i], 1
                     elif change < 2:
-                        if i == 0:
+                        if into == 0:
                             continue
-                        x, y = symbols[base + i - 1], a if change == 0 else new
+                        x, y = symbols[base + into - 1], a if change == 0 else new
                         sign = -1 if change == 0 else 1
                     else:
-                        if i + 1 >= size:
+                        if i >= size:
                             continue
-                        x, y = b if change == 2 else new, symbols[base + i + 1]
+                        x, y = b if change == 2 else new, symbols[base + i]
                         sign = -1 if change == 2 else 1
                     key = (np.int64(x) << 32) | np.int64(y)
                     slot = _pair_slot(pair_keys, key)
@@ -258,8 +260,8 @@ def train(
                                 nodes += 1
                             node_word[fresh], node_next[fresh] = w, head
                             pair_heads[slot] = fresh
-                i += 1
-            sizes[w] = size
+                into += 1
+            sizes[w] = size if step < 0 else into
             if step < 0:
                 word += 1
             else:

@@ -210,7 +210,10 @@ def test_a_document_that_ends_its_process_ends_two_and_its_neighbours_are_done()
 
 
 def test_too_many_failures_fail_the_run_and_say_so(tmp_path: Path) -> None:
-    with pytest.raises(RunError, match=r"4 of 400 documents failed \(1.0%\), more than max_failed_share=0.5%"):
+    with pytest.raises(
+        RunError,
+        match=r"4 of 400 documents failed \(1.0%\).*The first one, in steps.poison as ValueError: .*document 7",
+    ):
         go(Recipe(steps=(Numbers(), Poison(marker="document 7 ")), workers=0, max_failed_share=0.005), tmp_path)
 
 
@@ -229,3 +232,21 @@ def test_an_unknown_document_is_said_to_be_unknown(tmp_path: Path) -> None:
     lines, found = why(str(tmp_path), "http://example.org/nowhere")
     assert not found
     assert "no document 'http://example.org/nowhere'" in lines[0]
+
+
+def test_a_run_can_be_moved_and_goes_on_where_it_lies(tmp_path: Path) -> None:
+    go(recipe(), tmp_path / "a")
+    before = documents(tmp_path / "a")
+    (tmp_path / "a").rename(tmp_path / "b")
+    (tmp_path / "b" / "documents" / "part-00000.parquet").unlink()  # to be put there again from the stages
+    report = go(recipe(), tmp_path / "b")
+    assert all(stage["resumed"] for stage in report.stages)
+    assert documents(tmp_path / "b") == before
+    (stage_file,) = (tmp_path / "b" / "stages").glob("01-*/stage.json")
+    stage_file.unlink()  # from its tasks
+    go(recipe(), tmp_path / "b")
+    (tmp_path / "b").rename(tmp_path / "a")
+    stage_file = tmp_path / "a" / stage_file.relative_to(tmp_path / "b")
+    assert str(tmp_path) not in stage_file.read_text()
+    go(recipe(min_chars=41), tmp_path / "a")
+    assert not (tmp_path / "b").exists()

@@ -52,3 +52,31 @@ def test_whatif_needs_stored_scores(tmp_path: Path) -> None:
 def test_an_unchanged_setting_changes_nothing(tmp_path: Path) -> None:
     go(tmp_path)
     assert whatif(str(tmp_path / "out"), ["filters.gopher_quality.min_words=50"])[0].startswith("nothing changes")
+
+
+def test_rules_of_the_users_own_stand_beside_the_others(tmp_path: Path) -> None:
+    """Their answers are stored as scores: the function is not called again, and two of them are told apart."""
+    corpus = tmp_path / "corpus.jsonl"
+    texts = [text if i % 3 else text.upper() for i, text in enumerate(TEXTS)]
+    corpus.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+
+    def go(least: int) -> int:
+        own = [{"filters.python": {"function": f"texts_rules:{name}"}} for name in ("shouting", "never")]
+        steps = [{"crawl.corpus": {"path": str(corpus)}}, {"filters.gopher_quality": {"min_words": least}}, *own]
+        raw = {"steps": steps, "workers": 0, "keep_scores": True}
+        return run(from_mapping(raw), str(tmp_path / "out"), console=Console(quiet=True)).stages[-1]["kept"]
+
+    kept = go(50)
+    lines = whatif(str(tmp_path / "out"), ["filters.gopher_quality.min_words=300"])
+    found = [int(n) for n in next(line for line in lines if line.strip().startswith("all")).split()[2:4]]
+    assert found == [kept, go(300)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["filters.gopher_quality.variant=datatrove", "clean.unicode.form=NFKC", "crawl.corpus.source=x", "workers=1"],
+)
+def test_what_no_stored_score_can_tell_is_refused(tmp_path: Path, change: str) -> None:
+    go(tmp_path)
+    with pytest.raises(RecipeError, match=f"{change.partition('=')[0]}: no limit on a stored score"):
+        whatif(str(tmp_path / "out"), [change])

@@ -192,3 +192,86 @@ def test_what_cannot_be_read_is_refused_before_it_starts(tmp_path):
         Corpus(path=str(tmp_path / "*.jsonl")).check()
     with pytest.raises(RecipeError, match="no file at"):
         Corpus(path=str(tmp_path / "none.jsonl")).check()
+
+
+def test_a_json_array_is_read_element_by_element(tmp_path):
+    """As data sets for tuning come: one file, one array, on one line or indented, plain or packed."""
+    whole = [json.loads(line) for line in lines(3000)]
+    (tmp_path / "a.json").write_text(json.dumps(whole, indent=2, ensure_ascii=False))
+    (tmp_path / "b.json.gz").write_bytes(gzip.compress(b"\xef\xbb\xbf " + json.dumps(whole).encode()))
+    (tmp_path / "c.json").write_text("[]\n")
+    (tmp_path / "d.json").write_text("\n".join(lines(2)))  # lines, whatever the ending says
+    rows = rows_of(tmp_path, split_bytes=1024, max_document_bytes=1000)
+    assert [row["text"] for row in rows] == [row["text"] for row in whole] * 2 + [row["text"] for row in whole[:2]]
+    assert len({row["doc_id"] for row in rows}) == 6002
+    assert {row["reason"] for row in rows} == {None}
+
+
+@pytest.mark.parametrize(
+    ("behind", "told"),
+    [
+        ("", "breaks off at element 2"),
+        (', {"text": "c', "breaks off at element 2"),
+        ("]\n[1]", "follows the array of 2"),
+        (", 7", "element 2 is a JSON int"),
+    ],
+)
+def test_a_damaged_json_array_gives_what_comes_before_and_one_failed_row(tmp_path, behind, told):
+    (tmp_path / "a.json").write_text('[{"text": "a"}, {"text": "b"}' + behind + ("]" if "7" in behind else ""))
+    rows = rows_of(tmp_path)
+    assert [row["text"] for row in rows[:2]] == ["a", "b"]
+    assert [row["reason"] for row in rows] == [None, None, "bad_line"]
+    assert told in rows[2]["error"]
+
+
+def test_what_other_systems_leave_beside_the_data_is_passed_over(tmp_path):
+    (tmp_path / "part-0.jsonl").write_text("\n".join(lines(3)))
+    for name in ("_SUCCESS", ".part-0.jsonl.crc", "_metadata"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "_kept.jsonl").write_text("\n".join(lines(2)))
+    assert len(rows_of(tmp_path)) == 5
+
+
+@pytest.mark.parametrize(
+    ("value", "date"),
+    [
+        (1716000000, "2024-05-18T02:40:00"),
+        (1716000000.0, "2024-05-18T02:40:00"),
+        (1716000000123, "2024-05-18T02:40:00"),
+        ("1716000000", "2024-05-18T02:40:00"),
+        ("20240518015810", "2024-05-18T01:58:10"),
+        (20240518, "2024-05-18T00:00:00"),
+        ("20249918015810", None),
+        (2024, None),
+        (True, None),
+        (float("inf"), None),
+        (1 << 70, None),
+    ],
+)
+def test_dates_are_iso_8601_or_unix_times(tmp_path, value, date):
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": "x", "date": value}))
+    (row,) = rows_of(tmp_path)
+    assert (row["date"] and row["date"].isoformat()) == (date and date + "+00:00")
+
+
+def test_other_fields_are_carried_along_as_columns_of_their_type(tmp_path):
+    content = [
+        {"text": "a", "meta": {"score": 3}, "n": 2.0, "tags": ["x", "ö"]},
+        {"text": "b", "meta": None, "n": "7", "tags": "y"},
+        {"text": "c", "meta": {"score": "high"}, "n": 1 << 70, "tags": True},
+    ]
+    (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, content)))
+    rows = rows_of(tmp_path, keep={"meta.score": "number", "n": "integer", "tags": "text"})
+    found = [(row["meta.score"], row["n"], row["tags"]) for row in rows]
+    assert found == [(3.0, 2, '["x", "ö"]'), (None, 7, "y"), (None, None, "true")]
+    with pytest.raises(RecipeError, match="keep cannot name source"):
+        rows_of(tmp_path, keep={"source": "text"})
+
+
+def test_the_documents_of_another_run_keep_their_doc_ids(tmp_path):
+    ids = [bytes([200 + i, *range(240, 255)]) for i in range(3)]
+    stamps = pa.array([1_700_000_000] * 3, pa.timestamp("s"))
+    table = {"doc_id": pa.array(ids, pa.binary(16)), "text": list("abc"), "meta": [{"when": 1}] * 3, "seen": stamps}
+    pq.write_table(pa.table(table), tmp_path / "part.parquet")
+    assert [row["doc_id"] for row in rows_of(tmp_path, id_field="doc_id")] == ids
+    assert "2023-11-14" in rows_of(tmp_path, text_field=".")[0]["text"]  # dates have no form in JSON

@@ -10,6 +10,7 @@ import pytest
 
 from cluster.errors import RecipeError
 from pipeline.dedup.exact import Exact
+from pipeline.dedup.lines import Lines
 from pipeline.dedup.minhash import Minhash
 from pipeline.dedup.url import Url
 
@@ -102,3 +103,13 @@ def test_five_snapshots_of_equal_documents_are_one_run_in_first_come_order(dedup
         step(**{**settings, "scope": "source"}, index=str(tmp_path / "index"), snapshot="s5").check()
     with pytest.raises(RecipeError, match="need each other"):
         step(snapshot="alone").check()
+
+
+@pytest.mark.parametrize("step", [Exact, Url, Minhash, Lines])
+def test_an_index_can_be_moved(dedup, docs, tmp_path, step):
+    table = docs([f"some words of document {i} as they are" for i in range(9)], url=[f"http://a/{i}" for i in range(9)])
+    settings = {"keep": "limit", "max_count": 1} if step is Lines else {}
+    dedup(step(index=str(tmp_path / "there"), snapshot="a", **settings), table)
+    (tmp_path / "there").rename(tmp_path / "here")
+    result = dedup(step(index=str(tmp_path / "here"), snapshot="b", **settings), table)
+    assert len(result["removed"]) == 9

@@ -12,8 +12,9 @@ def test_the_most_recent_capture_of_a_page_stays(dedup, docs):
         "https://example.org/a/?a=1&b=2#top",
         "https://example.org/a?a=1&b=3",
         "https://example.org:443/a?b=2&a=1&fbclid=zz",
+        "//example.org/a?gclid=q-7&a=1&b=2&gbraid=z",
     ]
-    result = dedup(Url(), docs(["one", "two", "three", "four"], url=urls, date=[1, 9, 1, 5]))
+    result = dedup(Url(), docs(["one", "two", "three", "four", "five"], url=urls, date=[1, 9, 1, 5, 6]))
     assert result["kept"].column("text").to_pylist() == ["two", "three"]
     assert {reason for reason, _, _ in result["removed"].values()} == {"url_duplicate"}
     assert {match for _, match, _ in result["removed"].values()} == {(1).to_bytes(16, "big")}

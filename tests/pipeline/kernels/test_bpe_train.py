@@ -115,3 +115,9 @@ def test_merges_equal_the_slow_twin():
     counted = {tuple(pool[a:b]): n for a, b, n in zip(bounds[:-1], bounds[1:], words.counts.tolist(), strict=True)}
     assert len(set(found.tokens)) == 256 + 40  # no token was found in two ways, which the twin does not know of
     assert found.pairs == slow_merges(counted, 40)
+
+
+def test_a_word_of_a_million_letters_is_merged_in_passes_over_it():
+    """Each merge in it used to move all that follows: a stretch without a space took the time of its square."""
+    doublings = train_bpe(iter(["a" * (1 << 20), "b"]), vocab_size=256 + 20 + len(SPECIAL_TOKENS))
+    assert vocabulary_and_merges(doublings)[1] == [("a" * (1 << k),) * 2 for k in range(19)]
