@@ -23,7 +23,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from cluster import storage
 from cluster.errors import DataError, RecipeError
 from cluster.settings import Settings
-from trainers import cross_entropy, scatter, sequence
+from trainers import architecture, cross_entropy, scatter, sequence
 
 Attention = Literal["sdpa", "flex", "varlen"]
 
@@ -99,15 +99,15 @@ def load(folder: str, dtype: torch.dtype = torch.float32) -> Any:
     the reward model, with its head. Raises DataError."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    if not Path(folder, "config.json").is_file():
-        raise DataError(f"{folder}: no config.json; expected a folder that AutoModelForCausalLM.from_pretrained opens")
+    made = architecture.read_config(folder, "model").get("architectures") or [""]
+    kind = AutoModelForSequenceClassification if made[0].endswith("ForSequenceClassification") else AutoModelForCausalLM
     try:
-        made = json.loads(Path(folder, "config.json").read_text()).get("architectures") or [""]
-        if made[0].endswith("ForSequenceClassification"):
-            return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError) as error:
+        lm, told = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{folder}: no model that transformers opens: {error}") from error
+    if lost := sorted(told["missing_keys"]):  # transformers would draw them at random
+        raise DataError(f"{folder}: its files lack {len(lost)} of the weights that config.json asks for: {lost[:3]}")
+    return lm
 
 
 def load_tokenizer(folder: str) -> Any:
@@ -315,6 +315,7 @@ class PackedLM(nn.Module):
         """The ranks that share the tokens of a row, where batches are stretches of rows."""
         self.temperature = 1.0
         """Of the softmax: logits are divided by it. Answers sampled at another one are also judged at it."""
+        architecture.refuse(lm.config.to_dict(), "PackedLM")
         lm.set_attn_implementation(f"corpusmill_{attention}")
         lm.config.use_cache = False
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from cluster.errors import DataError
 from cluster.settings import Settings
 from trainers.answers import turn_end
+from trainers.architecture import positions
 from trainers.cache import Cache, cached_attention
 from trainers.model import PackedLM
 
@@ -144,7 +145,7 @@ class Sampler:
         if not prompts:
             return []
         limits = list(most) if most is not None else [sampling.max_tokens] * len(prompts)
-        longest = check_fit(prompts, limits, self.lm.config.max_position_embeddings)
+        longest = check_fit(prompts, limits, positions(self.lm.config))
         names = list(numbers) if numbers is not None else list(range(len(prompts)))
         work = _Work(prompts, limits, names, sampling, self.tokenizer, self.ends, self._front())
         if self.ahead > 1:
