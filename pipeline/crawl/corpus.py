@@ -74,7 +74,7 @@ class Corpus(Source):
         entry = files[0][1]
         if self._format(entry.path) == "parquet":
             names = parquet.columns(entry.path)
-            if names is not None and self.text_field.partition(".")[0] not in names:
+            if names is not None and self.text_field != "." and self.text_field.partition(".")[0] not in names:
                 raise RecipeError(
                     f"crawl.corpus: '{entry.path}' has no column '{self.text_field}'{nearest(self.text_field, names)}"
                 )
@@ -125,7 +125,7 @@ class Corpus(Source):
             return
         text = content if self.text_field == "." else _reach(content, self.text_field)
         if isinstance(text, dict | list):  # a conversation, say: steps such as tokens.chat read it as JSON
-            text = json.dumps(text, ensure_ascii=False)
+            text = json.dumps(text, ensure_ascii=False, default=str)  # dates of Parquet files
         url = _text_or_none(_reach(content, self.url_field))
         body = text if isinstance(text, str) else ""
         identity = _text_or_none(_reach(content, self.id_field))
@@ -186,7 +186,7 @@ class Corpus(Source):
     def _parquet(self, task: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any] | bytes, str | None]]:
         fields = (self.text_field, self.id_field, self.url_field, self.date_field, self.title_field)
         wanted = {f.partition(".")[0] for f in (*fields, self.language_field, self.source_field) if f}
-        yield from parquet.rows_of(task, wanted)
+        yield from parquet.rows_of(task, None if self.text_field == "." else wanted)
 
     def _table(self, task: dict[str, Any]) -> Iterator[tuple[int, dict[str, Any] | bytes, str | None]]:
         from pipeline.crawl.table import rows_of

@@ -55,8 +55,8 @@ def pieces(path: str, split_bytes: int) -> list[dict[str, Any]]:
     return found
 
 
-def rows_of(task: dict[str, Any], wanted: set[str]) -> Iterator[tuple[int, dict[str, Any] | bytes, str | None]]:
-    """(row number, values by column, None), or (row number, b"", what is lost from there on).
+def rows_of(task: dict[str, Any], wanted: set[str] | None) -> Iterator[tuple[int, dict[str, Any] | bytes, str | None]]:
+    """(row number, values by column of `wanted` (None: all), None), or (row number, b"", what is lost from there on).
 
     A row group that cannot be read costs its own rows that were not yet given, and no others.
     """
@@ -69,7 +69,7 @@ def rows_of(task: dict[str, Any], wanted: set[str]) -> Iterator[tuple[int, dict[
             _raise_if_storage(error)
             yield 0, b"", f"not a whole Parquet file, nothing of it can be read: {_line(error)}"
             return
-        names = [name for name in dict.fromkeys(file.schema_arrow.names) if name in wanted]
+        names = [name for name in dict.fromkeys(file.schema_arrow.names) if wanted is None or name in wanted]
         first = task["first_row"]
         for group in task["groups"]:
             rows = file.metadata.row_group(group).num_rows

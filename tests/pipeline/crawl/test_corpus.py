@@ -1,4 +1,5 @@
 import bz2
+import datetime
 import gzip
 import json
 import lzma
@@ -192,3 +193,10 @@ def test_what_cannot_be_read_is_refused_before_it_starts(tmp_path):
         Corpus(path=str(tmp_path / "*.jsonl")).check()
     with pytest.raises(RecipeError, match="no file at"):
         Corpus(path=str(tmp_path / "none.jsonl")).check()
+
+
+def test_a_whole_row_of_a_parquet_file_can_be_the_text(tmp_path):
+    row = {"prompt": [{"role": "user", "content": "猫?"}], "completion": "yes", "day": datetime.date(2026, 1, 2)}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    (found,) = rows_of(tmp_path / "a.parquet", text_field=".")
+    assert json.loads(found["text"]) == row | {"day": "2026-01-02"}
