@@ -404,6 +404,13 @@ def export(lm: Any, state: dict[str, Tensor], tokenizer: str | None, folder: str
     about = json.loads(Path(aside, "config.json").read_text())
     about["architectures"] = [type(lm).__name__]
     Path(aside, "config.json").write_text(json.dumps(about, indent=2) + "\n")
+    if tokenizer is not None and getattr(lm, "generation_config", None) is not None:
+        from trainers.rollout import end_tokens
+
+        # generate and vLLM then stop where answers that were learned end, whatever the model's EOS was
+        ends = sorted(end_tokens(lm.config, load_tokenizer(tokenizer)))
+        how = lm.generation_config.to_diff_dict() | {"eos_token_id": ends if len(ends) > 1 else ends[0]}
+        Path(aside, "generation_config.json").write_text(json.dumps(how, indent=2) + "\n")
     from safetensors.torch import save_file
 
     save_file(

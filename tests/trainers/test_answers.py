@@ -245,5 +245,5 @@ def test_a_compressed_file_with_a_byte_order_mark_is_read_as_a_plain_one(tmp_pat
 
 
 def test_two_texts_without_a_prompt_are_told_what_is_missing():
-    with pytest.raises(ValueError, match="no prompt: chosen and rejected are texts; .* into `prompt`"):
+    with pytest.raises(ValueError, match=r"no prompt: chosen and rejected are texts; .* into `prompt`"):
         judged({"chosen": "The sky is blue.", "rejected": "The sky is green."})
