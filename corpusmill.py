@@ -280,8 +280,19 @@ def _steps(options: argparse.Namespace) -> int:
         fields = step.model_fields
     for name, field in fields.items():
         default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        print(f"  {field.alias or name:<22} {default:<16} {field.description or ''}")
+        choices = [str(one) for one in _choices(field.annotation)]
+        names = "" if all(one in (field.description or "") for one in choices) else f" ({', '.join(choices)})"
+        print(f"  {field.alias or name:<22} {default:<16} {field.description or ''}{names}")
     return 0
+
+
+def _choices(kind: object) -> list[object]:
+    """The values that a setting's type names, those of a union included."""
+    from typing import Literal, get_args, get_origin
+
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [one for part in get_args(kind) if get_origin(part) is not dict for one in _choices(part)]
 
 
 def _train(options: argparse.Namespace) -> int:
