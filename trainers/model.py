@@ -100,7 +100,9 @@ def load(folder: str, dtype: torch.dtype = torch.float32) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     made = architecture.read_config(folder, "model").get("architectures") or [""]
-    kind = AutoModelForSequenceClassification if made[0].endswith("ForSequenceClassification") else AutoModelForCausalLM
+    kind: Any = (
+        AutoModelForSequenceClassification if made[0].endswith("ForSequenceClassification") else AutoModelForCausalLM
+    )
     try:
         lm, told = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
     except (OSError, ValueError, RuntimeError) as error:
