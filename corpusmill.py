@@ -121,7 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", required=True, help="the training run's folder")
 
     made = verb("answers", _answers, "tokenise and pack judged answers (pairs, rankings, labels) for `train`")
-    made.add_argument("files", nargs="+", help="JSONL (plain, .gz, .xz) or Parquet: prompt with chosen and rejected, …")
+    made.add_argument(
+        "files", nargs="+", help="JSONL (plain, gz, xz, zst) or Parquet: prompt with chosen and rejected, …"
+    )
     made.add_argument("--tokenizer", required=True, help="folder that AutoTokenizer opens; its chat template is used")
     made.add_argument("--out", required=True, help="folder of the data set, for `data:` of a training recipe")
     made.add_argument("--seq-len", type=int, default=2048, help="tokens per row; all answers of a prompt must fit")
@@ -145,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
 
     made = verb("evaluate", _evaluate, "a model on task files: choices, cloze, word problems, programs in a cage")
     made.add_argument("model", help="a transformers folder, as `train` and `export` write it")
-    made.add_argument("tasks", nargs="+", help="JSONL files (plain, .gz, .xz), or folders with train and test")
+    made.add_argument("tasks", nargs="+", help="JSONL files (plain, gz, xz, zst), or folders with train and test")
     made.add_argument("--shots", type=int, default=0, help="worked examples of the task before each item")
     made.add_argument("--limit", type=int, default=0, help="only so many items of each task")
     made.add_argument("--tokens", type=int, default=256, help="longest answer that the model writes")
@@ -278,8 +280,19 @@ def _steps(options: argparse.Namespace) -> int:
         fields = step.model_fields
     for name, field in fields.items():
         default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        print(f"  {field.alias or name:<22} {default:<16} {field.description or ''}")
+        choices = [str(one) for one in _choices(field.annotation)]
+        names = "" if all(one in (field.description or "") for one in choices) else f" ({', '.join(choices)})"
+        print(f"  {field.alias or name:<22} {default:<16} {field.description or ''}{names}")
     return 0
+
+
+def _choices(kind: object) -> list[object]:
+    """The values that a setting's type names, those of a union included."""
+    from typing import Literal, get_args, get_origin
+
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [one for part in get_args(kind) if get_origin(part) is not dict for one in _choices(part)]
 
 
 def _train(options: argparse.Namespace) -> int:

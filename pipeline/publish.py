@@ -12,6 +12,7 @@ from typing import Any
 from cluster import storage
 from pipeline.plan import Stage
 from pipeline.schema import Row
+from pipeline.tokens.vocabulary import tokenizer_files
 
 
 def publish(out: str, stages: Sequence[Stage], summaries: Sequence[dict[str, Any]]) -> dict[str, str]:
@@ -28,7 +29,7 @@ def publish(out: str, stages: Sequence[Stage], summaries: Sequence[dict[str, Any
     tokenizer = summaries[-1]["artifacts"].get("tokenizer")
     if tokenizer:
         outputs["tokenizer"] = storage.join(out, "tokenizer")
-        _mirror(outputs["tokenizer"], _below(tokenizer))
+        _mirror(outputs["tokenizer"], tokenizer_files(tokenizer))
     outputs["ledger"] = storage.join(out, "ledger")
     ledgers: dict[str, str] = {}
     for stage, summary in zip(stages, summaries, strict=True):

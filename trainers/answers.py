@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 import lzma
 import math
@@ -20,7 +21,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
@@ -130,6 +131,8 @@ def _pair(prompt: list[Message], chosen: Any, rejected: Any) -> tuple[list[Messa
     if not asked:
         prompt, asked = [*prompt, *before], before
     said = [message for message in before if message["role"] != "system"]
+    if not asked and isinstance(chosen, str):
+        raise ValueError("no prompt: chosen and rejected are texts; what they answer belongs into `prompt`")
     if not asked or said != asked[len(asked) - len(said) :]:
         raise ValueError("no prompt, or another one than chosen and rejected begin with")
     if (better["role"], worse["role"]) != ("assistant", "assistant"):
@@ -266,8 +269,16 @@ def turn_end(tokenizer: Any) -> str:
     return whole.rpartition("corpusmill")[2].strip()
 
 
+def open_lines(path: str) -> IO[bytes]:
+    """The bytes of a file that may be compressed: .gz, .xz, .zst."""
+    if path.endswith(".zst"):
+        return io.BufferedReader(pa.input_stream(path, compression="zstd"))
+    opener: Any = gzip.open if path.endswith(".gz") else lzma.open if path.endswith(".xz") else open
+    return opener(path, "rb")  # type: ignore[no-any-return]
+
+
 def read_examples(path: str) -> Iterator[dict[str, Any]]:
-    """Raw examples of a JSONL (plain, .gz, .xz) or Parquet file. Raises DataError with file and line."""
+    """Raw examples of a JSONL (plain, .gz, .xz, .zst) or Parquet file. Raises DataError with file and line."""
     if not os.path.isfile(path):
         raise DataError(f"{path}: no such file")
     if path.endswith(".parquet"):
@@ -277,8 +288,7 @@ def read_examples(path: str) -> Iterator[dict[str, Any]]:
         except pa.ArrowInvalid as error:
             raise DataError(f"{path}: not a whole Parquet file: {error}") from None
         return
-    opener: Any = gzip.open if path.endswith(".gz") else lzma.open if path.endswith(".xz") else open
-    with opener(path, "rb") as lines:
+    with open_lines(path) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from trainers.architecture import head_dim
+
 
 class Cache:
     """Keys and values of all slots, one tensor of each per layer: [slots, kv_heads, positions, head].
@@ -15,8 +17,7 @@ class Cache:
     """
 
     def __init__(self, config: Any, slots: int, positions: int, device: torch.device, dtype: torch.dtype):
-        head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-        shape = (slots, config.num_key_value_heads, positions, head)
+        shape = (slots, config.num_key_value_heads, positions, head_dim(config))
         layers = range(config.num_hidden_layers)
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]

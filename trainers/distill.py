@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from cluster.errors import DataError, RecipeError
+from trainers.architecture import head_dim
 from trainers.batch import IGNORE, Batch, collate
 from trainers.divergence import Kind, bucketed, confidence, divergence, log_probabilities
 from trainers.engine import Engine
@@ -178,7 +179,7 @@ def relation_blocks(settings: Distill, student: Any, teacher: Any) -> tuple[int 
             raise RecipeError(
                 f"objective.relation_blocks: block {block}, but the {who} has {config.num_hidden_layers} blocks"
             )
-        width = config.num_key_value_heads * config.head_dim
+        width = config.num_key_value_heads * head_dim(config)
         if settings.relation_heads and width % settings.relation_heads:
             raise RecipeError(
                 f"objective.relation_heads: {settings.relation_heads} do not divide the {who}'s {width} values"

@@ -88,10 +88,11 @@ class Engine:
             raise RecipeError("engine: no parameter is trainable")
         model.to(device=ranks.device, dtype=self.dtype)
         recompute(model, settings.recompute)
-        if settings.compile:
+        if settings.compile or ranks.device.type == "cuda":
             # one worker trains many shapes in a sweep, each with and without gradients; past the limit of 8, blocks
-            # would silently run uncompiled
+            # (on GPUs flex attention and the loss too) would silently run uncompiled
             torch._dynamo.config.recompile_limit = 128
+        if settings.compile:
             for block in model.lm.get_decoder().layers:  # type: ignore[union-attr, operator]
                 block.compile(dynamic=False)
         optimizer = torch.optim.AdamW(

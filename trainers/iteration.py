@@ -23,6 +23,7 @@ from cluster.errors import DataError
 from cluster.settings import Settings, make
 from trainers import policy_gradient as pg
 from trainers.answers import Encoder, Message, judged, read_examples
+from trainers.architecture import positions
 from trainers.batch import IGNORE, Batch, StepRows
 from trainers.engine import Engine
 from trainers.experience import AnswerRows, Experience, rows_of
@@ -151,10 +152,10 @@ class Iterations:
         self.sampling = settings.draws()
         self.tokenizer = load_tokenizer(start.data.tokenizer)
         self.pad = int(start.data.about["pad_id"])
-        self.prompts = self.fitting(settings.prompts, start.lm.config.max_position_embeddings)
+        self.prompts = self.fitting(settings.prompts, positions(start.lm.config))
         self.held_out = []
         if settings.validation_prompts:
-            self.held_out = self.fitting(settings.validation_prompts, start.lm.config.max_position_embeddings)
+            self.held_out = self.fitting(settings.validation_prompts, positions(start.lm.config))
         self.scorer = Scorer(settings.rewards)
         self.recipe.check_whole_prompts(self.sampling.samples, self.ranks.world)  # `workers: auto` was not known before
         self.per_step = self.recipe.batch_rows // self.sampling.samples
@@ -267,7 +268,7 @@ class Iterations:
             self._sampler = EngineSampler(policy, sampler)
             if settings.tool is not None:
                 tool = make(Tool, settings.tool, "objective.tool")
-                self._tool = WithTool(self._sampler, self.tokenizer, tool, config.max_position_embeddings)
+                self._tool = WithTool(self._sampler, self.tokenizer, tool, positions(config))
         self._sampler.refresh()
 
     def answered(self, chosen: Sequence[Prompt], sampling: Sampling, numbers: Sequence[int]) -> Samples:

@@ -23,7 +23,7 @@ from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex
 from cluster import storage
 from cluster.errors import DataError, RecipeError
 from cluster.settings import Settings
-from trainers import cross_entropy, scatter, sequence
+from trainers import architecture, cross_entropy, scatter, sequence
 
 Attention = Literal["sdpa", "flex", "varlen"]
 
@@ -99,15 +99,17 @@ def load(folder: str, dtype: torch.dtype = torch.float32) -> Any:
     the reward model, with its head. Raises DataError."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-    if not Path(folder, "config.json").is_file():
-        raise DataError(f"{folder}: no config.json; expected a folder that AutoModelForCausalLM.from_pretrained opens")
+    made = architecture.read_config(folder, "model").get("architectures") or [""]
+    kind: Any = (
+        AutoModelForSequenceClassification if made[0].endswith("ForSequenceClassification") else AutoModelForCausalLM
+    )
     try:
-        made = json.loads(Path(folder, "config.json").read_text()).get("architectures") or [""]
-        if made[0].endswith("ForSequenceClassification"):
-            return AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
-    except (OSError, ValueError) as error:
+        lm, told = kind.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    except (OSError, ValueError, RuntimeError) as error:
         raise DataError(f"{folder}: no model that transformers opens: {error}") from error
+    if lost := sorted(told["missing_keys"]):  # transformers would draw them at random
+        raise DataError(f"{folder}: its files lack {len(lost)} of the weights that config.json asks for: {lost[:3]}")
+    return lm
 
 
 def load_tokenizer(folder: str) -> Any:
@@ -315,6 +317,7 @@ class PackedLM(nn.Module):
         """The ranks that share the tokens of a row, where batches are stretches of rows."""
         self.temperature = 1.0
         """Of the softmax: logits are divided by it. Answers sampled at another one are also judged at it."""
+        architecture.refuse(lm.config.to_dict(), "PackedLM")
         lm.set_attn_implementation(f"corpusmill_{attention}")
         lm.config.use_cache = False
 
@@ -403,6 +406,13 @@ def export(lm: Any, state: dict[str, Tensor], tokenizer: str | None, folder: str
     about = json.loads(Path(aside, "config.json").read_text())
     about["architectures"] = [type(lm).__name__]
     Path(aside, "config.json").write_text(json.dumps(about, indent=2) + "\n")
+    if tokenizer is not None and getattr(lm, "generation_config", None) is not None:
+        from trainers.rollout import end_tokens
+
+        # generate and vLLM then stop where answers that were learned end, whatever the model's EOS was
+        ends = sorted(end_tokens(lm.config, load_tokenizer(tokenizer)))
+        how = lm.generation_config.to_diff_dict() | {"eos_token_id": ends if len(ends) > 1 else ends[0]}
+        Path(aside, "generation_config.json").write_text(json.dumps(how, indent=2) + "\n")
     from safetensors.torch import save_file
 
     save_file(

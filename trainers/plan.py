@@ -16,6 +16,7 @@ from typing import Any
 from cluster import storage
 from cluster.settings import Settings, assign, make, read_yaml
 from pipeline.schema import DATASET_FILE
+from trainers import architecture
 from trainers.chain import is_chain, load_chain
 from trainers.feedback.command import ACTIONS
 from trainers.recipe import TRAINERS, TrainRecipe, from_mapping, load_recipe
@@ -159,6 +160,7 @@ def planned(recipe: TrainRecipe, models: Mapping[str, str] | None = None) -> Ite
         method.check(zero=engine.zero, compiled=engine.compile)  # type: ignore[attr-defined]
     yield f"trainer    {recipe.trainer}" + (f", peft: {recipe.peft['method']}" if recipe.peft else "")
     rows = tokens = vocabulary = length = 0
+    about: dict[str, Any] = {}
     for folder in recipe.folders():
         path = storage.join(storage.absolute(folder), DATASET_FILE)
         if not storage.exists(path):
@@ -166,9 +168,11 @@ def planned(recipe: TrainRecipe, models: Mapping[str, str] | None = None) -> Ite
             rows = 0
             break
         about = json.loads(storage.read_bytes(path))
+        path = storage.absolute(folder)
         rows, tokens = rows + about["rows"], tokens + about["tokens"]
         vocabulary, length = about["vocab_size"], about["seq_len"]
         yield f"data       {folder}: {about['rows']:,} rows of {length:,}, {about['tokens']:,} tokens"
+    architecture.check_models(recipe, path if rows else None, about, missing=True)
     yield _model_line(recipe, model, vocabulary, models or {})
     if rows or recipe.steps is not None:
         steps = recipe.total_steps(rows, tokens)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cluster.errors import RecipeError
 from cluster.settings import Settings
+from trainers.architecture import positions
 from trainers.batch import Batch, PackedRows, StepRows
 from trainers.blame import worst_rows
 from trainers.engine import Engine
@@ -60,7 +61,7 @@ class PretrainObjective:
         tasks = [read_task(path, settings.task_items) for path in settings.tasks]
         self.scored = [task for task in tasks if task.kind not in GENERATED]
         self.written = [task for task in tasks if task.kind in GENERATED]
-        self.positions = int(start.lm.config.max_position_embeddings)
+        self.positions = positions(start.lm.config)
         generate.check_room(self.written, tokens=settings.task_tokens, positions=self.positions)
         if self.written and (start.recipe.peft is not None or start.recipe.prune is not None):
             raise RecipeError(

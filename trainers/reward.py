@@ -16,7 +16,7 @@ from cluster.settings import Settings
 from trainers.batch import Batch, PackedRows, StepRows, shared_out
 from trainers.engine import Engine
 from trainers.memory import Footprint
-from trainers.model import PackedLM, documents_mask, masked_attention
+from trainers.model import PackedLM, documents_mask, load, masked_attention
 from trainers.objective import Loss, Objective, Start, Useful
 from trainers.preference import answer_lengths, pairs_of
 from trainers.roles import Role, Want
@@ -107,11 +107,11 @@ def classifier(lm: Any, head_std: float | None, seed: int) -> Any:
 
 def load_reward(folder: str, dtype: torch.dtype = torch.float32) -> PackedReward:
     """A reward model that a run exported, to be asked for values (as a frozen role: wrap it in `Frozen`)."""
-    from transformers import AutoModelForSequenceClassification
-
-    lm = AutoModelForSequenceClassification.from_pretrained(folder, dtype=dtype)
+    lm = load(folder, dtype)
     if not hasattr(lm, "score") or lm.config.num_labels != 1:
-        raise DataError(f"{folder}: {type(lm).__name__} with {lm.config.num_labels} labels; a reward model has one")
+        raise DataError(
+            f"{folder}: {type(lm).__name__} with {lm.config.num_labels} labels; a reward model has a head with one"
+        )
     return PackedReward(lm)
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from cluster.errors import DataError
 from cluster.settings import Settings
 from trainers.answers import turn_end
+from trainers.architecture import head_dim, positions
 from trainers.cache import Cache, cached_attention
 from trainers.model import PackedLM
 
@@ -144,7 +145,7 @@ class Sampler:
         if not prompts:
             return []
         limits = list(most) if most is not None else [sampling.max_tokens] * len(prompts)
-        longest = check_fit(prompts, limits, self.lm.config.max_position_embeddings)
+        longest = check_fit(prompts, limits, positions(self.lm.config))
         names = list(numbers) if numbers is not None else list(range(len(prompts)))
         work = _Work(prompts, limits, names, sampling, self.tokenizer, self.ends, self._front())
         if self.ahead > 1:
@@ -329,8 +330,8 @@ class _Decoder:
 def decoder_bytes(config: Any, slots: int, longest: int, wide: int) -> float:
     """Of a decoder that stays: keys and values of all slots, and a draw's numbers over the vocabulary, some of them
     float64. `longest`: tokens of a prompt and its answer; `wide`: bytes of a weight."""
-    positions = -(-(longest + 8) // _Decoder.SPAN) * _Decoder.SPAN
-    cache = 2.0 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * positions * wide
+    room = -(-(longest + 8) // _Decoder.SPAN) * _Decoder.SPAN
+    cache = 2.0 * config.num_hidden_layers * config.num_key_value_heads * head_dim(config) * room * wide
     return slots * (cache + config.vocab_size * (wide + 24.0))
 
 

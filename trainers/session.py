@@ -13,6 +13,7 @@ from cluster import storage
 from cluster.errors import DataError
 from cluster.settings import make
 from trainers import checkpoint, model, sequence
+from trainers.architecture import expert_width, head_dim
 from trainers.batch import PackedRows
 from trainers.checkpoint import Place
 from trainers.engine import Engine, EngineSettings
@@ -273,8 +274,8 @@ def _estimated(
         parameters=sum(getattr(p, "ds_numel", p.numel()) for p in lm.parameters()),
         layers=config.num_hidden_layers,
         hidden=config.hidden_size,
-        kv=config.num_key_value_heads * config.head_dim,
-        ffn=config.intermediate_size * getattr(config, "num_experts_per_tok", 1),
+        kv=config.num_key_value_heads * head_dim(config),
+        ffn=expert_width(config) * (getattr(config, "num_experts_per_tok", None) or 1),
         vocabulary=config.vocab_size,
         tokens=(print_.tokens if print_ and print_.tokens else micro_rows * seq_len) // ranks.sequence,
         zero=settings.zero,
@@ -305,5 +306,5 @@ def _flops(lm: Any, parameters: int, seq_len: int) -> float:
     table = 0 if config.tie_word_embeddings else config.vocab_size * config.hidden_size
     if getattr(config, "num_local_experts", None):  # a token visits some of them
         idle = config.num_local_experts - config.num_experts_per_tok
-        parameters -= config.num_hidden_layers * 3 * config.hidden_size * config.intermediate_size * idle
+        parameters -= config.num_hidden_layers * 3 * config.hidden_size * expert_width(config) * idle
     return model.flops_per_token(parameters, table, config.num_hidden_layers, config.hidden_size, seq_len)

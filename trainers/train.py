@@ -15,7 +15,7 @@ from cluster import ray as cluster_ray
 from cluster.errors import RecipeError, RunError
 from cluster.settings import make
 from pipeline.schema import DATASET_FILE
-from trainers import shelf
+from trainers import architecture, shelf
 from trainers.page import write_page
 from trainers.recipe import TrainRecipe, from_mapping, write
 from trainers.schedule import Schedule
@@ -78,6 +78,7 @@ def train(
             raise RecipeError(f"data: no {DATASET_FILE} in {path}; expected the packed/ folder of a pipeline run")
         about = json.loads(storage.read_bytes(storage.join(path, DATASET_FILE)))
         rows, tokens = rows + about["rows"], tokens + about["tokens"]
+    architecture.check_models(recipe, path, about)
     data = next(iter(shares)) if isinstance(recipe.data, str) else shares
     own = recipe.checkpoints and storage.absolute(recipe.checkpoints)
     shelf_folder = own or storage.join(folder, "checkpoints")

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from cluster.errors import RecipeError, RunError
 from cluster.settings import Settings
+from trainers.architecture import positions
 from trainers.rollout import Answer, Sampling, check_fit, end_tokens
 
 STARTING = 600.0
@@ -139,7 +140,7 @@ class VLLMSampler:
         if not prompts:
             return []
         limits = list(most) if most is not None else [sampling.max_tokens] * len(prompts)
-        check_fit(prompts, limits, self.config.max_position_embeddings)
+        check_fit(prompts, limits, positions(self.config))
         if sampling.temperature and log_prob_mode(sampling) != self.mode:
             raise RecipeError("vllm: an engine cannot change between cut and whole distributions; start another")
         how: dict[str, Any] = {

@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster import storage
 from pipeline.schema import DATASET_FILE, DATASET_FORMAT
-from pipeline.tokens.vocabulary import Vocabulary
+from pipeline.tokens.vocabulary import Vocabulary, tokenizer_files
 
 TRAIN, VALIDATION = "train", "validation"
 MODES = ("left_to_right", "psm", "spm")
@@ -62,9 +62,8 @@ def publish(
     }
     if plan[VALIDATION]:
         dataset[VALIDATION] = split(VALIDATION, shards[plan[TRAIN] :])
-    for entry in storage.list_files(vocabulary.folder):
-        name = entry.path[len(vocabulary.folder) :].lstrip("/")
-        storage.write_bytes(storage.join(folder, "tokenizer", name), storage.read_bytes(entry.path))
+    for name, path in tokenizer_files(vocabulary.folder).items():
+        storage.write_bytes(storage.join(folder, "tokenizer", name), storage.read_bytes(path))
     text = json.dumps(dataset, indent=1, ensure_ascii=False)
     storage.write_bytes(storage.join(folder, DATASET_FILE), text.encode())
     return dataset

@@ -176,10 +176,10 @@ def messages_of(content: Any) -> list[tuple[str, str]]:
     if isinstance(content, Mapping):
         system = [("system", str(content["system"]))] if content.get("system") else []
         for name in ("messages", "conversations", "conversation"):
-            if name in content:
+            if content.get(name) is not None:  # a table has columns that some of its rows leave empty
                 return system + messages_of(content[name])
         before = [*system, *(turn for pair in content.get("history") or () for turn in _exchange(*pair))]
-        if "instruction" in content:
+        if content.get("instruction") is not None:
             asked = "\n\n".join(str(content[part]) for part in ("instruction", "input") if content.get(part))
             return [*before, *_exchange(asked, content["output"])]
         if "prompt" in content:

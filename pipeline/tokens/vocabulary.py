@@ -7,12 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from cluster import storage
 from cluster.errors import DataError, RecipeError
 
+_TOKENIZER_FILE = re.compile(
+    r"(tokenizer|vocab|merges|special_tokens|added_tokens|chat_template|additional_chat_templates/)[^/]*"
+    r"|config\.json|[^/]*\.(model|tiktoken)"
+)
+"""Of the names of files in a tokenizer's folder. AutoTokenizer looks into config.json where no class is named."""
 END_OF_TEXT = "<|endoftext|>"
 PADDING = "<|padding|>"
 FIM_PREFIX, FIM_MIDDLE, FIM_SUFFIX = "<|fim_prefix|>", "<|fim_middle|>", "<|fim_suffix|>"
@@ -71,6 +77,12 @@ def tokenizer_folder(own: str | None, artifacts: Mapping[str, str], step: str) -
             "folder that AutoTokenizer opens"
         )
     return str(storage.absolute(folder))
+
+
+def tokenizer_files(folder: str) -> dict[str, str]:
+    """{name: path} of what belongs to the tokenizer in a folder, which may be a whole model's with its weights."""
+    paths = {entry.path[len(folder.rstrip("/")) + 1 :]: entry.path for entry in storage.list_files(folder)}
+    return {name: path for name, path in paths.items() if _TOKENIZER_FILE.fullmatch(name)}
 
 
 def tokenizer_identity(own: str | None) -> list[str]:

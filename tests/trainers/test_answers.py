@@ -1,8 +1,11 @@
 """Judged answers: every usual shape, token by token, and whole prompts in rows."""
 
+import gzip
 import json
+import lzma
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from cluster.errors import DataError
@@ -231,3 +234,16 @@ def test_a_micro_batch_without_rows_and_a_mixture_keep_their_columns(preferences
 def test_a_file_that_is_not_there_is_named(tmp_path):
     with pytest.raises(DataError, match=r"none\.jsonl: no such file"):
         list(read_examples(str(tmp_path / "none.jsonl")))
+
+
+@pytest.mark.parametrize("ending", [".gz", ".xz", ".zst"])
+def test_a_compressed_file_with_a_byte_order_mark_is_read_as_a_plain_one(tmp_path, ending):
+    lines = "\ufeff" + '{"prompt": "a"}\r\n' * 2
+    packed = {".gz": gzip.compress, ".xz": lzma.compress, ".zst": lambda b: pa.compress(b, "zstd", asbytes=True)}
+    (tmp_path / f"a.jsonl{ending}").write_bytes(packed[ending](lines.encode()))
+    assert list(read_examples(str(tmp_path / f"a.jsonl{ending}"))) == [{"prompt": "a"}] * 2
+
+
+def test_two_texts_without_a_prompt_are_told_what_is_missing():
+    with pytest.raises(ValueError, match=r"no prompt: chosen and rejected are texts; .* into `prompt`"):
+        judged({"chosen": "The sky is blue.", "rejected": "The sky is green."})

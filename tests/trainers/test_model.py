@@ -95,6 +95,18 @@ def test_an_export_opens_with_equal_logits(packed, tmp_path):
     assert tokenizer.decode(tokenizer("the cat sat").input_ids) == "the cat sat"
 
 
+def test_an_exported_model_stops_where_answers_end(chat_tokenizer, tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    lm = _lm()
+    lm.generation_config.top_k = 7
+    model.export(lm, dict(lm.named_parameters()), chat_tokenizer, str(tmp_path / "model"))
+    found = AutoModelForCausalLM.from_pretrained(tmp_path / "model").generation_config
+    tokenizer = model.load_tokenizer(chat_tokenizer)
+    assert set(found.eos_token_id) == {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")}
+    assert found.top_k == 7
+
+
 def test_seeds_make_weights_and_leave_the_random_state_alone():
     torch.manual_seed(5)
     before = torch.get_rng_state()

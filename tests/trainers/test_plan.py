@@ -24,6 +24,15 @@ def test_every_block_is_a_settings_class_that_says_what_it_is(name, capsys):
     assert all((field.alias or key) in told for key, field in fields.items())
 
 
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [("trainer.grpo", "grpo, dr_grpo, rloo, reinforce_pp"), ("trainer.preference", "dpo, ipo, cdpo, robust, hinge")],
+)
+def test_the_values_that_a_setting_can_have_are_told(name, values, capsys):
+    assert corpusmill.main(["steps", name]) == 0
+    assert values in capsys.readouterr().out
+
+
 def test_the_command_knows_every_feedback_action():
     assert corpusmill.FEEDBACK == ACTIONS
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from cluster.errors import DataError, RecipeError
+from trainers.architecture import longest
 from trainers.evaluate import few_shot, generate
 from trainers.evaluate.task import GENERATED, read_task
 from trainers.model import PackedLM, load, load_tokenizer, pick_attention
@@ -48,7 +49,7 @@ def evaluate(
     lm, tokenizer = load(folder, dtype), load_tokenizer(folder)
     if hasattr(lm, "score"):
         raise DataError(f"{folder}: a reward model, which predicts no tokens; tasks are for language models")
-    positions = int(lm.config.max_position_embeddings)
+    positions = longest(lm.config.to_dict())
     written = [task for task in tasks if task.kind in GENERATED]
     generate.check_room(written, tokens=tokens, positions=positions)
     alone = Ranks(0, 1, torch.device("cpu"))

@@ -1,4 +1,4 @@
-"""Task files: JSONL, plain, .gz or .xz, one item a line. What an item holds says how it is judged.
+"""Task files: JSONL, plain, .gz, .xz or .zst, one item a line. What an item holds says how it is judged.
 
     {"prompt", "choices": [text, …], "answer": index}     multiple choice, by log-likelihood
     {"prompt", "target": text}                            cloze, by log-likelihood
@@ -12,6 +12,7 @@ train.jsonl and test.jsonl.
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import lzma
 from collections.abc import Iterator
@@ -22,11 +23,12 @@ from typing import Any, Literal
 import numpy as np
 
 from cluster.errors import DataError
+from trainers.answers import open_lines
 
 Kind = Literal["multiple_choice", "cloze", "number", "program"]
 GENERATED: tuple[Kind, ...] = ("number", "program")
 """Kinds whose answers a model writes."""
-ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz")
+ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.zst")
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,8 @@ def _stem(path: str) -> str:
 
 
 def _lines(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(file.suffix, open)
     try:
-        with opener(file, "rt", encoding="utf-8") as lines:
+        with io.TextIOWrapper(open_lines(str(file)), encoding="utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     item = json.loads(line)

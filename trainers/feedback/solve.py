@@ -15,6 +15,7 @@ from pydantic import Field
 
 from cluster.errors import DataError, RecipeError
 from cluster.settings import Settings
+from trainers.architecture import positions
 from trainers.feedback.select import Line, against_n, beam_search, candidates_of, force_budget
 from trainers.feedback.stages import Row, as_chat, same_loop, spread, write_jsonl
 from trainers.feedback.writer import Draw, key_of
@@ -191,7 +192,7 @@ def searched(local: Any, chat: Any, settings: Solve) -> Row:
         nonlocal spent
         sampling = sampling_of(settings.draw, settings.step_tokens, (settings.step_end,), width)
         ids = [local.ids(before + "".join(steps)) for steps in solutions]
-        most = local.lm.config.max_position_embeddings - settings.step_tokens
+        most = positions(local.lm.config) - settings.step_tokens
         room = [i for i, one in enumerate(ids) if len(one) <= most]
         found: list[list[tuple[str, bool]]] = [[] if i in room else [("", True)] for i in range(len(ids))]
         names = [int(key_of(chat, list(solutions[i]))[:12], 16) for i in room]

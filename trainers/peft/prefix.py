@@ -13,6 +13,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from trainers.architecture import head_dim
 from trainers.model import PackedLM
 from trainers.peft.method import Method, Tuning, freeze
 
@@ -70,7 +71,7 @@ class PrefixTuning(Method):
             num_virtual_tokens=self.tokens,
             num_layers=config.num_hidden_layers,
             num_attention_heads=config.num_key_value_heads,
-            token_dim=config.num_key_value_heads * config.head_dim,
+            token_dim=config.num_key_value_heads * head_dim(config),
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor
 
 from cluster.errors import DataError
+from trainers.architecture import head_dim
 
 MODELS = ("llama", "mistral", "qwen2", "qwen3")
 """model_type of the architectures whose flow of data is the one below."""
@@ -68,7 +69,7 @@ def components(state: Mapping[str, Tensor], config: Any) -> dict[str, Component]
     if config.model_type not in MODELS:
         raise DataError(f"pruning knows {', '.join(MODELS)}, found model_type {config.model_type!r}")
     union = _Union()
-    head, group = config.head_dim, config.num_attention_heads // config.num_key_value_heads
+    head, group = head_dim(config), config.num_attention_heads // config.num_key_value_heads
     width: dict[Node, int] = {}
 
     def outputs(layer: str) -> list[Node]:
@@ -123,7 +124,7 @@ def _named(union: _Union, state: Mapping[str, Tensor], width: dict[Node, int], c
         heads = component((f"{block}.self_attn.o_proj.weight", 1), width)
         found[f"heads.{number}"] = heads
         queries = tuple(
-            Member(one.name, one.axis, config.head_dim)
+            Member(one.name, one.axis, head_dim(config))
             for one in heads.members
             if ".q_proj." in one.name or ".o_proj." in one.name
         )

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from cluster.errors import RecipeError
+from trainers.architecture import head_dim
 from trainers.prune.graph import Component, components
 from trainers.prune.importance import Importance, Measured, block_scores, unit_scores
 
@@ -145,7 +146,7 @@ def assemble(config: Any, state: Mapping[str, Tensor], lm: Any) -> Any:
     """A plain transformers model of a shape with these parameters, in dtype and device of `lm`."""
     from transformers import AutoModelForCausalLM
 
-    head = lm.config.head_dim
+    head = head_dim(lm.config)
     config.head_dim, config.dtype = head, lm.dtype
     with torch.random.fork_rng(devices=[]):
         small = AutoModelForCausalLM.from_config(config).to(lm.device, lm.dtype)

@@ -45,7 +45,7 @@ def read_rows(path: str, where: Sequence[str] = ()) -> list[dict[str, Any]]:
     """
     rows: list[dict[str, Any]]
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
         if path.endswith((".jsonl", ".json")):
             rows = [dict(json.loads(line)) for line in text.splitlines() if line.strip()]
         else:

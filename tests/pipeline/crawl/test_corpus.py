@@ -1,4 +1,5 @@
 import bz2
+import datetime
 import gzip
 import json
 import lzma
@@ -275,3 +276,10 @@ def test_the_documents_of_another_run_keep_their_doc_ids(tmp_path):
     pq.write_table(pa.table(table), tmp_path / "part.parquet")
     assert [row["doc_id"] for row in rows_of(tmp_path, id_field="doc_id")] == ids
     assert "2023-11-14" in rows_of(tmp_path, text_field=".")[0]["text"]  # dates have no form in JSON
+
+
+def test_a_whole_row_of_a_parquet_file_can_be_the_text(tmp_path):
+    row = {"prompt": [{"role": "user", "content": "猫?"}], "completion": "yes", "day": datetime.date(2026, 1, 2)}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "a.parquet")
+    (found,) = rows_of(tmp_path / "a.parquet", text_field=".")
+    assert json.loads(found["text"]) == row | {"day": "2026-01-02"}

@@ -1,6 +1,7 @@
 """From text to packed rows through the engine itself."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -56,6 +57,9 @@ def test_conversations_end_in_rows_with_masked_targets(corpus, tmp_path):
     talks = [{"instruction": f"Say {i}.", "output": f"It is {i}."} for i in range(40)]
     (tmp_path / "sft.jsonl").write_text("\n".join(map(json.dumps, talks)) + "\n")
     tokenizer = str(tmp_path / "pretrain" / "tokenizer")
+    names = {path.name for path in Path(tokenizer).iterdir()}
+    for weights in ("model.safetensors", "model.safetensors.index.json", "generation_config.json"):
+        Path(tokenizer, weights).write_text("{}")  # a whole model's folder is named; its weights stay there
     steps = [
         {"crawl.corpus": {"path": str(tmp_path / "sft.jsonl"), "text_field": "."}},
         {"tokens.chat": {"tokenizer": tokenizer}},
@@ -64,4 +68,6 @@ def test_conversations_end_in_rows_with_masked_targets(corpus, tmp_path):
     run(recipe.from_mapping({"steps": steps, "workers": 0}), str(tmp_path / "sft"))
     dataset, rows = read_packed(tmp_path / "sft" / "packed")
     assert dataset["documents"] == 40
+    for copied in ("tokenizer", "packed/tokenizer"):
+        assert {path.name for path in (tmp_path / "sft" / copied).iterdir()} == names
     assert all(0 < sum(row["loss_mask"]) < len(row["input_ids"]) for row in rows)

@@ -125,6 +125,7 @@ def test_all_can_be_learned_too(tokenizer):
         {"conversations": [{"from": "human", "value": "Q\n\nI"}, {"from": "gpt", "value": "A"}]},
         {"instruction": "Q", "input": "I", "output": "A"},
         {"prompt": "Q\n\nI", "completion": "A"},
+        {"messages": None, "instruction": None, "prompt": "Q\n\nI", "completion": "A"},
     ],
 )
 def test_the_usual_shapes_mean_the_same(talk):

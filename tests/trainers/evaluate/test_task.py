@@ -1,7 +1,9 @@
 import gzip
+import io
 import json
 import lzma
 
+import pyarrow as pa
 import pytest
 
 from cluster.errors import DataError
@@ -10,6 +12,11 @@ from trainers.evaluate.task import read_task, shots_for
 CHOICE = {"prompt": "the mat was", "choices": ["cat", "flat"], "answer": 1}
 PROBLEM = {"question": "2 + 2?", "answer": "It is #### 4"}
 PROGRAM = {"prompt": "def f():\n", "test": "def check(f): pass", "entry_point": "f"}
+
+
+def zstd(path, _mode):
+    """A text file to write, which ends up as Zstandard."""
+    return io.TextIOWrapper(pa.output_stream(str(path), compression="zstd"), encoding="utf-8-sig")
 
 
 def _write(path, items, opener=open):
@@ -24,7 +31,7 @@ def test_what_an_item_holds_says_how_it_is_judged(tmp_path):
     assert kinds == ["multiple_choice", "cloze", "number", "program"]
 
 
-@pytest.mark.parametrize(("ending", "opener"), [("", open), (".gz", gzip.open), (".xz", lzma.open)])
+@pytest.mark.parametrize(("ending", "opener"), [("", open), (".gz", gzip.open), (".xz", lzma.open), (".zst", zstd)])
 def test_a_folder_is_a_task_whose_train_split_gives_the_shots(tmp_path, ending, opener):
     folder = tmp_path / "sums"
     folder.mkdir()

@@ -50,3 +50,7 @@ def test_conditions_choose_runs_and_wrong_ones_are_explained(written):
         table.read_runs(path, ["setup=c"])
     with pytest.raises(RecipeError, match="did you mean 'setup'"):
         table.read_runs(path, ["setpu=a"])
+
+
+def test_a_table_with_a_byte_order_mark_is_read(written):
+    assert table.read_runs(written("\ufeff" + HEAD + "10,100,2.5,a\n")).loss[0] == 2.5
