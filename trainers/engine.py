@@ -22,7 +22,7 @@ from cluster.settings import Settings
 from trainers.batch import Batch
 from trainers.objective import Loss
 from trainers.ranks import Ranks
-from trainers.roles import Want, call
+from trainers.roles import Want, call, exact_tables
 
 
 class EngineSettings(Settings):
@@ -86,7 +86,8 @@ class Engine:
         initial = {name: value.detach().clone() for name, value in model.named_parameters() if value.requires_grad}
         if not initial:
             raise RecipeError("engine: no parameter is trainable")
-        model.to(device=ranks.device, dtype=self.dtype)
+        with exact_tables(model):
+            model.to(device=ranks.device, dtype=self.dtype)
         recompute(model, settings.recompute)
         if settings.compile or ranks.device.type == "cuda":
             # one worker trains many shapes in a sweep, each with and without gradients; past the limit of 8, blocks
@@ -103,12 +104,11 @@ class Engine:
             fused=ranks.device.type == "cuda" and not settings.offload_optimizer,
         )
         self.engine: Any
-        self.engine, *_ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config=self._config(micro_rows, parameters, sum(value.numel() for value in initial.values())),
-            dist_init_required=False,
-        )
+        config = self._config(micro_rows, parameters, sum(value.numel() for value in initial.values()))
+        with exact_tables(model):
+            self.engine, *_ = deepspeed.initialize(
+                model=model, optimizer=optimizer, config=config, dist_init_required=False
+            )
         self.module: Any = self.engine.module
         self.tuning: Any = getattr(self.module, "tuning", None)
         self._basic: Any = optimizer

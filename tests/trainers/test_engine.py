@@ -43,6 +43,23 @@ class Rank:
                 engine.step(0.0)  # a rate of 0 moves nothing: the next cut starts from the same weights
         return found
 
+    def tables(self, port, stage):
+        """The rotary frequencies that a trained and a frozen model have, in bf16."""
+        from trainers import model, ranks
+        from trainers.engine import Engine, EngineSettings
+        from trainers.model import ModelSettings, PackedLM
+        from trainers.roles import Frozen
+
+        group = ranks.join(0, 1, 0, "127.0.0.1", port, "cpu", 60)
+        lms = [
+            model.build(ModelSettings(**SHAPE.model_dump()), vocab_size=300, seq_len=64, seed=3, pad=0, eos=1)
+            for _ in range(2)
+        ]
+        engine = Engine(PackedLM(lms[0]), EngineSettings(zero=stage, precision="bf16"), group, 4)
+        frozen = Frozen(PackedLM(lms[1]), group.device, engine.dtype)
+        dtypes = {p.dtype for p in (*engine.module.parameters(), *frozen.model.parameters())}
+        return dtypes, [dict(module.named_buffers()) for module in (engine.module, frozen.model)]
+
 
 @pytest.fixture(scope="module")
 def whole_gradient(packed):
@@ -73,6 +90,21 @@ def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(local_ray, packed,
         for name, expected in whole_gradient.items():
             gap = float((gradients[name].double() - expected).abs().max()) / scale
             assert gap < 1e-6, f"ZeRO {cut[0]}, micro-batches of {cut[1]}, {world} ranks: {name} is off by {gap:.1e}"
+
+
+@pytest.mark.parametrize("stage", [1, 3])
+def test_a_model_in_bf16_keeps_exact_rotary_frequencies(local_ray, stage):
+    import ray
+
+    worker = ray.remote(Rank).options(num_cpus=0.1).remote()
+    dtypes, found = ray.get(worker.tables.remote(ray.get(worker.address.remote()), stage), timeout=120)
+    ray.kill(worker)
+    assert dtypes == {torch.bfloat16}
+    exact = dict(PackedLM(model.build(SHAPE, vocab_size=300, seq_len=64, seed=3, pad=0, eos=1)).named_buffers())
+    assert "lm.model.rotary_emb.inv_freq" in exact
+    for buffers in found:
+        assert buffers.keys() == exact.keys()
+        assert all(value.dtype == torch.float32 and torch.equal(value, exact[name]) for name, value in buffers.items())
 
 
 def test_a_step_without_targets_is_refused():
