@@ -238,14 +238,17 @@ def _ticks(low: float, high: float, most: int, least: float = 0.0) -> list[tuple
 
 
 def _decades(left: float, right: float) -> list[tuple[float, str]]:
-    """Ticks of a logarithmic axis, from exponents: powers of ten, with 2 and 5 between them where there are few."""
+    """Ticks of a logarithmic axis, from exponents: powers of ten, with 2 and 5 between them where there are few,
+    and round values where even those are less than two."""
     within = [
         digit * 10.0**power
         for power in range(math.floor(left), math.ceil(right) + 1)
         for digit in ((1, 2, 5) if right - left < 2.5 else (1,))
         if left - 1e-9 <= math.log10(digit * 10.0**power) <= right + 1e-9
     ]
-    return [(value, _label(value, value, value)) for value in within or [10**left, 10**right]]
+    if len(within) < 2:
+        return _ticks(10**left, 10**right, 6)
+    return [(value, _label(value, value, value)) for value in within]
 
 
 def _label(value: float, step: float, largest: float) -> str:

@@ -1,12 +1,14 @@
 """The page of a training run."""
 
 import json
+import math
 import re
 
+import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from trainers.page import page, plot, suggested_rate, thinned, write_page
+from trainers.page import _decades, page, plot, suggested_rate, thinned, write_page
 
 
 def _run(folder):
@@ -149,3 +151,11 @@ def test_large_figures_and_figures_near_zero_have_labels_that_fit():
 def test_between_two_steps_there_is_no_tick():
     drawn = plot("x", {"a": [(0, 1.0), (1, 2.0), (2, 4.0)]})
     assert re.findall(r'text-anchor="middle">([^<]*)<', drawn)[:-1] == ["0", "1", "2"]
+
+
+@pytest.mark.parametrize(("first", "last"), [(99_919_903, 199_840_040), (2.1e8, 4.9e8), (1e3, 1e9), (3.1e-3, 4.4e-3)])
+def test_a_logarithmic_axis_has_at_least_two_ticks(first, last):
+    ticks = _decades(math.log10(first), math.log10(last))
+    assert 2 <= len(ticks) <= 8
+    assert len({label for _, label in ticks}) == len(ticks)
+    assert all(first * 0.999 <= value <= last * 1.001 for value, _ in ticks)
