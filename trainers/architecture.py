@@ -64,7 +64,10 @@ def read_config(folder: str, where: str) -> dict[str, Any]:
         hub = re.fullmatch(r"[\w.-]+/[\w.-]+", folder) and not Path(folder).exists()
         hint = f"; a model of the hub comes by: hf download {folder} --local-dir DIR" if hub else ""
         raise RecipeError(f"{where}: no config.json in {folder}; expected a folder that save_pretrained wrote{hint}")
-    config: dict[str, Any] = json.loads(path.read_text())
+    try:
+        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecipeError(f"{where}: {path}: not JSON: {error}") from None
     refuse(config, f"{where}: {folder}")
     return config
 

@@ -265,7 +265,7 @@ class PreferenceObjective:
         policy: Any = roles["policy"]
         loss = token_losses_bytes(tokens, policy.module.lm.config.vocab_size)
         asked = [asked_bytes(role.model, tokens) for role in roles.values() if isinstance(role, Frozen)]
-        return Footprint(max(loss, *asked))
+        return Footprint(max([loss, *asked]))
 
     @torch.no_grad()
     def distance(self, roles: Mapping[str, Role], batches: list[Batch]) -> float:
