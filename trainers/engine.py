@@ -404,7 +404,8 @@ def _deepspeed() -> Any:
 
     # ZeRO imports the Muon optimizer to see that it is not asked for, and Muon's decorators load torch's whole compiler
     decorator, compiler.compile = compiler.compile, lambda: lambda function: function
-    importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
+    with contextlib.suppress(ImportError):  # versions without it
+        importlib.import_module("deepspeed.runtime.zero.muon.original_muon")
     compiler.compile = decorator
 
     logger.setLevel(logging.ERROR)
