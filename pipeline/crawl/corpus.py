@@ -337,6 +337,8 @@ def _kept(value: Any, kind: str) -> Any:
         return None
     if kind == "text":
         return _text_or_none(_json(value) if isinstance(value, dict | list | bool) else value)
+    if kind == "integer" and isinstance(value, float) and not value.is_integer():
+        return None
     try:
         number = float(value) if kind == "number" else int(value)
     except (TypeError, ValueError, OverflowError):

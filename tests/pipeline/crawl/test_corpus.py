@@ -260,11 +260,12 @@ def test_other_fields_are_carried_along_as_columns_of_their_type(tmp_path):
         {"text": "a", "meta": {"score": 3}, "n": 2.0, "tags": ["x", "ö"]},
         {"text": "b", "meta": None, "n": "7", "tags": "y"},
         {"text": "c", "meta": {"score": "high"}, "n": 1 << 70, "tags": True},
+        {"text": "d", "meta": {"score": -1.5}, "n": 2.7, "tags": None},
     ]
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, content)))
     rows = rows_of(tmp_path, keep={"meta.score": "number", "n": "integer", "tags": "text"})
     found = [(row["meta.score"], row["n"], row["tags"]) for row in rows]
-    assert found == [(3.0, 2, '["x", "ö"]'), (None, 7, "y"), (None, None, "true")]
+    assert found == [(3.0, 2, '["x", "ö"]'), (None, 7, "y"), (None, None, "true"), (-1.5, None, None)]
     with pytest.raises(RecipeError, match="keep cannot name source"):
         rows_of(tmp_path, keep={"source": "text"})
 
