@@ -10,6 +10,8 @@ from collections import deque
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 
 class Beat:
     """What this rank does right now; the driver reads it to tell a slow rank from a dead one."""
@@ -30,21 +32,37 @@ class Beat:
 
 
 class Spikes:
-    """Tells a loss that jumps out of its recent past: a bad row, or a run about to diverge."""
+    """Tells a loss that jumps out of its recent past: a bad row, or a run about to diverge.
+
+    The past is a straight line through the last steps, so that a loss which still falls hides no jump; a deviation is
+    the standard deviation from it, or 1 % of the loss where that is more.
+    """
 
     def __init__(self, window: int = 50, deviations: float = 6.0):
-        self.deviations = deviations
-        self._recent: deque[float] = deque(maxlen=window)
+        self.deviations, self.step, self.alarms = deviations, 0, 0
+        self._recent: deque[tuple[int, float]] = deque(maxlen=window)
 
     def check(self, loss: float) -> str | None:
-        """Why this loss is a spike against the last steps, or None. Spikes do not enter the window."""
-        past = list(self._recent)
-        if len(past) >= 20:
-            mean = sum(past) / len(past)
-            spread = max((sum((x - mean) ** 2 for x in past) / len(past)) ** 0.5, 0.01 * abs(mean))
-            if loss > mean + self.deviations * spread:
-                return f"loss {loss:.4f} is {(loss - mean) / spread:.1f} deviations above its last {len(past)} steps"
-        self._recent.append(loss)
+        """Why this loss is a spike against the last steps, or None.
+
+        Spikes do not become part of the past, until ten in a row are the new state of things.
+        """
+        self.step += 1
+        if len(self._recent) >= 20:
+            steps, past = np.array(self._recent).T
+            line = np.polynomial.Polynomial.fit(steps, past, 1)
+            expected = float(line(self.step))
+            spread = max(float(np.std(past - line(steps))), 0.01 * abs(float(past.mean())))
+            if loss > expected + self.deviations * spread:
+                self.alarms += 1
+                if self.alarms == 10:
+                    self._recent.clear()
+                return (
+                    f"loss {loss:.4f} is {(loss - expected) / spread:.1f} deviations above the line of its last "
+                    f"{len(past)} steps"
+                )
+        self.alarms = 0
+        self._recent.append((self.step, loss))
         return None
 
 

@@ -13,6 +13,21 @@ def test_a_spike_is_told_from_noise_and_from_a_falling_loss():
     assert spikes.check(falling[-1]) is None
 
 
+def test_a_loss_that_still_falls_hides_no_spike():
+    rng = random.Random(0)
+    spikes = Spikes()
+    falling = [1.5 + 4 * 0.97**step + rng.gauss(0, 0.05) for step in range(200)]
+    found = [step for step, loss in enumerate(falling) if spikes.check(loss + 0.9 * (step in (45, 70, 150)))]
+    assert found == [45, 70, 150]
+
+
+def test_a_loss_that_stays_higher_is_not_told_for_ever():
+    spikes = Spikes()
+    rng = random.Random(0)
+    told = [spikes.check(loss + rng.gauss(0, 0.02)) is not None for loss in [2.0] * 60 + [4.0] * 200]
+    assert told == [False] * 60 + [True] * 10 + [False] * 190
+
+
 def test_a_resumed_log_drops_what_came_after_the_checkpoint_and_torn_lines(tmp_path):
     lines = [{"step": step, "loss": 5.0 - step} for step in range(1, 6)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"step": 6, "lo')

@@ -150,7 +150,8 @@ def test_what_a_run_measures_of_its_tasks_is_what_evaluate_says_of_its_export(re
         lines = "".join(json.dumps(item) + "\n" for item in items)
         (tmp_path / f"sums/{split}.jsonl").write_text(lines)
     item = {"prompt": "the", "choices": ["cat", "hat"], "answer": 0}
-    (tmp_path / "cats.jsonl").write_text("".join(json.dumps({**item, "split": s}) + "\n" for s in ("train", "test")))
+    cats = [item, {**item, "prompt": "a", "split": "train"}]
+    (tmp_path / "cats.jsonl").write_text("".join(json.dumps(one) + "\n" for one in cats))
     tasks = [str(tmp_path / "sums"), str(tmp_path / "cats.jsonl"), str(data / "eval_sets/humaneval.jsonl.gz")]
     objective = {"tasks": tasks, "task_items": 2, "task_tokens": 8, "shots": 1, "validation_rows": 3}
     train(recipe(steps=2, workers=2, engine={"zero": 3}, objective=objective), str(tmp_path / "run"), crew=crew)
