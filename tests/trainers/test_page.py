@@ -159,3 +159,16 @@ def test_a_logarithmic_axis_has_at_least_two_ticks(first, last):
     assert 2 <= len(ticks) <= 8
     assert len({label for _, label in ticks}) == len(ticks)
     assert all(first * 0.999 <= value <= last * 1.001 for value, _ in ticks)
+
+
+def test_a_data_set_has_one_colour_in_all_plots_and_its_best_loss_in_the_table(tmp_path):
+    lines = [{"step": n, "loss": 3.0, "rate": 1e-3, "seconds": 1, "tokens": n} for n in range(1, 9)]
+    for step, loss in ((4, 2.5), (8, 2.9)):
+        figures = {"validation": 3.0, "validation_new": loss, "validation_language/en": loss}
+        bits = {"validation_bpb": 1.0, "validation_new_bpb": 1.1, "validation_language_bpb/en": 0.9}
+        lines.append({"step": step, **figures, **bits})
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = page(str(tmp_path))
+    assert len(set(re.findall(r'color:(var\(--c\d\));white-space:nowrap">. validation_new<', text))) == 1
+    for name in ("validation_new", "validation_language/en"):
+        assert f"<td>{name}<td class=n>2.9000<td class=n>2.5000" in text
