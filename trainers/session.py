@@ -127,6 +127,10 @@ def origin(recipe: TrainRecipe) -> tuple[Place, str] | None:
     if storage.exists(storage.join(folder, "checkpoint.json")):
         return checkpoint.read_place(folder), folder
     found = checkpoint.published(storage.join(folder, "checkpoints")) or checkpoint.published(folder)
+    if not found:
+        raise DataError(
+            f"continue: no checkpoint in {folder}; run: names a training run, its checkpoints, or one of them"
+        )
     kinds = [place.kind for place, _ in found]
     if isinstance(recipe.continue_.at, int):
         chosen = [entry for entry in found if entry[0].step == recipe.continue_.at]
@@ -135,8 +139,8 @@ def origin(recipe: TrainRecipe) -> tuple[Place, str] | None:
         return chosen[-1]
     if recipe.continue_.at not in kinds:
         raise DataError(
-            f"continue: {folder} has no '{recipe.continue_.at}' checkpoint, only "
-            f"{sorted(set(kinds)) or 'none at all'}; a corner is saved by runs with schedule.shape: wsd"
+            f"continue: {folder} has no '{recipe.continue_.at}' checkpoint, only {sorted(set(kinds))}; a corner is "
+            "saved by runs with schedule.shape: wsd"
         )
     return [entry for entry in found if entry[0].kind == recipe.continue_.at][-1]
 

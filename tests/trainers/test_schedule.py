@@ -105,6 +105,6 @@ def test_every_rate_of_another_shape_is_its_formula(shape, after):
 
 @pytest.mark.parametrize("field", ["warmup", "decay"])
 def test_a_part_of_a_step_is_refused(field):
-    with pytest.raises(RecipeError, match=f"schedule.{field}.* found 2.5"):
+    with pytest.raises(RecipeError, match=f"schedule.*{field}.*whole number of steps; found 2.5"):
         make(Schedule, {field: 2.5}, "schedule")
     assert make(Schedule, {field: 20.0}, "schedule")

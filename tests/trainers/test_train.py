@@ -110,6 +110,25 @@ def test_a_run_without_a_corner_says_what_it_has(undisturbed, recipe, tmp_path, 
     del go_on["model"]
     with pytest.raises(DataError, match=r"has no 'corner' checkpoint, only \['final'\]"):
         train(go_on, str(tmp_path / "on"), crew=crew)
+    go_on["continue"] = {"run": str(tmp_path / "nowhere")}
+    with pytest.raises(DataError, match=r"continue: no checkpoint in .*nowhere; run: names a training run"):
+        train(go_on, str(tmp_path / "nothing"), crew=crew)
+
+
+def test_a_step_that_is_kept_is_no_corner(recipe, tmp_path, crew):
+    """And both stay, whatever `keep` says."""
+    out = tmp_path / "run"
+    schedule = {"rate": 1e-3, "warmup": 0, "decay": 3}
+    train(recipe(save_at=(6,), checkpoint_every=1, keep=1, schedule=schedule, export=False), str(out), crew=crew)
+    abouts = [json.loads(path.read_text()) for path in sorted(out.glob("checkpoints/*/checkpoint.json"))]
+    assert [(about["step"], about["kind"]) for about in abouts] == [
+        (5, "corner"), (6, "kept"), (7, "regular"), (8, "final"),
+    ]  # fmt: skip
+    go_on = recipe(steps=1, schedule={"rate": 1e-3}, export=False, **{"continue": {"run": str(out)}})
+    del go_on["model"]
+    train(go_on, str(tmp_path / "on"), crew=crew)
+    about = json.loads((tmp_path / "on/checkpoints/step-00000001/checkpoint.json").read_text())
+    assert about["optimizer_steps"] == {"policy": 6}
 
 
 def test_the_loss_falls_and_the_run_leaves_what_it_says(undisturbed, recipe):
