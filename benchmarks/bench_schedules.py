@@ -53,7 +53,7 @@ def main() -> None:
     parser.add_argument("--new", required=True, help="packed rows of the continued pretraining (the downstream data)")
     parser.add_argument("--out", required=True)
     parser.add_argument("--steps", type=int, default=1000, help="optimiser steps of the first pretraining")
-    parser.add_argument("--more", type=int, help="steps of every continuation; default: half of --steps")
+    parser.add_argument("--more", type=int, help="steps of every continuation; default: two fifths of --steps")
     parser.add_argument("--rate", type=float, default=2e-3, help="stable rate of the first run")
     parser.add_argument("--first-warmup", type=float, default=0.1, help="share, of the first run's twin; 0: no twin")
     parser.add_argument("--model", default="{hidden_size: 128, layers: 4, heads: 4}", help="model settings, YAML")
@@ -81,11 +81,12 @@ class Study:
 
         self.out, self.crew = Path(options.out), crew
         self.old, self.new, self.rate, self.steps = options.old, options.new, options.rate, options.steps
-        self.more = options.more or options.steps // 2
+        self.more = options.more or options.steps * 2 // 5
         self.common: dict[str, Any] = {"export": False}
         for change in options.set:
             assign(self.common, change)
-        self.common.setdefault("objective", {})["held_out"] = {"old": options.old, "new": options.new}
+        self.common["objective"] = {"validation_rows": 128} | self.common.get("objective", {})
+        self.common["objective"]["held_out"] = {"old": options.old, "new": options.new}
 
     def run(self, name: str, steps: int, warmup: float, rate: float, **fields: Any) -> None:
         """One run of the usual shape, unless it is there."""
