@@ -99,7 +99,10 @@ def _files(path: str) -> list[tuple[Path, str]]:
     there = {name: file for name in {*ASKED, *SOLVED} for end in ENDINGS if (file := Path(path, name + end)).is_file()}
     asked = next((name for name in ASKED if name in there), None)
     if asked is None:
-        raise DataError(f"{path}: a task's folder holds test{' or test'.join(ENDINGS)}, and perhaps train")
+        raise DataError(
+            f"{path}: a task's folder holds test.jsonl (or {', '.join(ASKED[1:])}; also .gz, .xz, .zst), and perhaps "
+            "train"
+        )
     solved = next((name for name in SOLVED if name in there and name != asked), None)
     found = [(there[solved], "train")] if solved else []
     found.append((there[asked], "test"))
@@ -140,8 +143,9 @@ def _kind(item: dict[str, Any], place: str) -> Kind:
         return "mathematics"
     if "prompt" not in item or ("target" not in item and not ("choices" in item and "answer" in item)):
         raise DataError(
-            f"{place}: needs prompt, and either target, or choices and answer; or question and answer; or prompt, test "
-            f"and entry_point; has {sorted(item)}"
+            f"{place}: needs prompt, and either target, or choices and answer; or question and answer; or problem and "
+            "solution; or prompt, test and entry_point; or the fields of a benchmark in trainers/evaluate/shapes.py; "
+            f"has {sorted(item)}"
         )
     if "choices" not in item:
         return "cloze"
