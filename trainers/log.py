@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import threading
 import time
 from collections import deque
@@ -107,14 +108,20 @@ class Log:
 
 
 def _wandb_run(out: str) -> Any:
-    """A Weights & Biases run when it is installed and asked for by WANDB_PROJECT or WANDB_MODE, else None."""
+    """A Weights & Biases run when it is installed and asked for by WANDB_PROJECT or WANDB_MODE, else None.
+
+    OUT/wandb_id makes a resumed run go on in the same one.
+    """
     if not (os.environ.get("WANDB_PROJECT") or os.environ.get("WANDB_MODE")):
         return None
     try:
         import wandb
     except ImportError:
         return None
-    return wandb.init(dir=out, name=Path(out).name, resume="allow")
+    path = Path(out, "wandb_id")
+    if not path.is_file():
+        path.write_text(secrets.token_hex(4))
+    return wandb.init(dir=out, name=Path(out).name, id=path.read_text(), resume="allow")
 
 
 def read_metrics(out: str) -> list[dict[str, Any]]:

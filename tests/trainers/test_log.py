@@ -1,6 +1,8 @@
 import json
 import random
 
+import pytest
+
 from trainers.log import Beat, Log, Spikes, read_metrics
 
 
@@ -44,3 +46,15 @@ def test_a_beat_knows_its_stage():
     stage, step, seconds = beat.read()
     assert (stage, step) == ("backward", 7)
     assert seconds < 5
+
+
+def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    ids = []
+    for start in (0, 1):
+        log = Log(str(tmp_path), start)
+        ids.append(log._wandb.id)
+        log.write({"step": start + 1, "loss": 1.0, "samples": [{"prompt": "a", "text": "b"}]})
+        log.close()
+    assert ids[0] == ids[1]
