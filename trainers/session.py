@@ -39,8 +39,9 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
         torch.cuda.reset_peak_memory_stats(ranks.device)  # this process may have trained another run before
     old = origin(recipe)
     data = open_data(recipe, old[0] if old else None)
-    schedule = make(Schedule, recipe.schedule, "schedule")
-    steps = recipe.total_steps(data.rows, data.tokens)
+    schedule = make(Schedule, recipe.rates(old[0].recipe if old else None), "schedule")
+    given = [PackedRows(folder) for folder in recipe.folders()]  # without what is replayed
+    steps = recipe.total_steps(sum(one.rows for one in given), sum(one.tokens for one in given))
     schedule.check(steps)
     shape = old[0].shape if old else {"model": recipe.model, "start_from": recipe.start_from}
     lm = new_model(shape, data, recipe.seed)

@@ -84,7 +84,7 @@ def train(
     shelf_folder = own or storage.join(folder, "checkpoints")
     recipe = recipe.model_copy(update={"data": data, "out": folder, "checkpoints": own})
     steps = recipe.total_steps(rows, tokens)
-    make(Schedule, recipe.schedule, "schedule").check(steps)
+    make(Schedule, recipe.rates({}), "schedule").check(steps)
     outlived(folder)
     _check_resume(recipe, shelf_folder)
     write(recipe, folder)
