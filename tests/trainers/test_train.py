@@ -132,13 +132,14 @@ def test_a_run_goes_on_from_its_corner_at_its_rate_and_a_kept_step_is_none(recip
     assert [(about["step"], about["kind"]) for about in abouts] == [
         (5, "corner"), (6, "kept"), (7, "regular"), (8, "final"),
     ]  # fmt: skip
-    go_on = recipe(steps=10, schedule={}, export=False, **{"continue": {"run": str(out)}})
+    go_on = recipe(steps=10, schedule={}, export=False, **{"continue": {"run": os.path.relpath(out)}})
     del go_on["model"]
     train(go_on, str(tmp_path / "on"), crew=crew)
     rates = [line["rate"] for line in read_metrics(str(tmp_path / "on")) if "rate" in line]
     assert rates == pytest.approx([1e-3] * 8 + [5e-4, 0])  # the old run's, without a warmup
     about = json.loads((tmp_path / "on/checkpoints/step-00000010/checkpoint.json").read_text())
     assert about["optimizer_steps"] == {"policy": 15}
+    assert about["recipe"]["continue"]["run"] == str(out)
 
 
 def test_the_loss_falls_and_the_run_leaves_what_it_says(undisturbed, recipe):

@@ -9,7 +9,7 @@ import torch
 from cluster.errors import DataError, RecipeError
 from trainers.architecture import longest
 from trainers.evaluate import few_shot, generate
-from trainers.evaluate.task import GENERATED, read_task
+from trainers.evaluate.task import GENERATED, read_tasks
 from trainers.model import PackedLM, load, load_tokenizer, pick_attention
 from trainers.ranks import Ranks
 from trainers.roles import Frozen
@@ -43,7 +43,7 @@ def evaluate(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tasks = [read_task(path, limit) for path in paths]
+    tasks = read_tasks(paths, limit)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     lm, tokenizer = load(folder, dtype), load_tokenizer(folder)

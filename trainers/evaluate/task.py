@@ -18,7 +18,7 @@ import gzip
 import io
 import json
 import lzma
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -66,6 +66,16 @@ def read_task(path: str, limit: int = 0) -> Task:
     if not test:
         raise DataError(f"{path}: no test item")
     return Task(_stem(path), next(iter(kinds)), train, test[:limit] if limit else test)
+
+
+def read_tasks(paths: Sequence[str], limit: int = 0) -> list[Task]:
+    """Several tasks. Raises DataError when two have one name: their figures could not be told apart."""
+    tasks = [read_task(path, limit) for path in paths]
+    for task, path in zip(tasks, paths, strict=True):
+        same = [other for other, one in zip(paths, tasks, strict=True) if one.name == task.name]
+        if len(same) > 1:
+            raise DataError(f"{path}: {len(same)} tasks named {task.name}: {', '.join(same)}; rename a file or folder")
+    return tasks
 
 
 def shots_for(task: Task, number: int, shots: int, seed: int = 0) -> list[dict[str, Any]]:
