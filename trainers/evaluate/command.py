@@ -56,8 +56,10 @@ def evaluate(
     figures: dict[str, float] = {}
     if scored := [task for task in tasks if task.kind not in GENERATED]:
         role = Frozen(PackedLM(lm, pick_attention(device)), device, dtype)
-        length = min(2048, positions)
-        figures |= few_shot.measure(role, scored, tokenizer, shots=shots, seq_len=length, micro_rows=4, ranks=alone)
+        figures |= few_shot.measure(
+            role, scored, tokenizer, shots=shots, seq_len=min(2048, positions), micro_rows=4, ranks=alone,
+            positions=positions,
+        )  # fmt: skip
     if written:
         sampler = Sampler(lm.config, tokenizer, device)
         sampler.take({name: value.detach().to(device) for name, value in lm.named_parameters()})

@@ -165,13 +165,23 @@ def summarise(
 
 
 def measure(
-    role: Role, tasks: Sequence[Task], tokenizer: Any, *, shots: int, seq_len: int, micro_rows: int, ranks: Ranks
+    role: Role,
+    tasks: Sequence[Task],
+    tokenizer: Any,
+    *,
+    shots: int,
+    seq_len: int,
+    micro_rows: int,
+    ranks: Ranks,
+    positions: int | None = None,
 ) -> dict[str, float]:
-    """{"TASK_accuracy": …} over tasks. A collective."""
+    """{"TASK_accuracy": …} over tasks. Rows have `seq_len` tokens, up to `positions` where a text is longer. A
+    collective."""
     figures: dict[str, float] = {}
     for task in tasks:
-        asked = requests(task, tokenizer, shots=shots, seq_len=seq_len)
-        run = partial(score, role, asked, seq_len=seq_len, micro_rows=micro_rows, ranks=ranks)
+        asked = requests(task, tokenizer, shots=shots, seq_len=positions or seq_len)
+        length = max(seq_len, *(request.columns for request in asked))
+        run = partial(score, role, asked, seq_len=length, micro_rows=micro_rows, ranks=ranks)
         told = summarise(task, asked, run(), run(want="misses") if task.kind == "cloze" else None)
         figures |= {f"{task.name}_{name}": value for name, value in told.items()}
     return figures

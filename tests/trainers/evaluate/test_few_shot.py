@@ -147,3 +147,13 @@ def test_a_cloze_is_accurate_where_greedy_decoding_gives_the_target(tmp_path, to
     expected = [_by_the_harness(lm, tokenizer, one["prompt"], " " + one["target"].lstrip(), 64)[1] for one in items]
     assert set(expected) == {True, False}
     assert found["cloze_accuracy"] == np.mean(expected)
+
+
+def test_a_text_longer_than_the_usual_row_is_scored_whole(tmp_path, tokenizer):
+    role = Frozen(PackedLM(_lm()), torch.device("cpu"), torch.float64)
+    task = read_task(_write(tmp_path / "rows.jsonl", ROWS))
+    measure = {"shots": 0, "micro_rows": 2, "ranks": ALONE}
+    short = few_shot.measure(role, [task], tokenizer, seq_len=24, **measure)
+    whole = few_shot.measure(role, [task], tokenizer, seq_len=128, **measure)
+    assert short != pytest.approx(whole)
+    assert few_shot.measure(role, [task], tokenizer, seq_len=24, positions=128, **measure) == pytest.approx(whole)
