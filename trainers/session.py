@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,8 +36,9 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
     """Train one rank to the end of the recipe. Returns its results as plain values."""
     recipe = from_mapping(raw)
     worker.beat.at("build", 0)
+    gc.collect()  # this process may have trained another run before, whose models lie in cycles
     if ranks.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(ranks.device)  # this process may have trained another run before
+        torch.cuda.reset_peak_memory_stats(ranks.device)
     old = origin(recipe)
     data = open_data(recipe, old[0] if old else None)
     schedule = make(Schedule, recipe.rates(old[0].recipe if old else None), "schedule")
@@ -106,6 +108,8 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
             write_export(trained["policy"], trained["policy"].module.lm, data.tokenizer, export_path, ranks)
         else:
             export_path = write_tuned(trained["policy"], recipe, shape, data, out, ranks)
+    for role in trained.values():
+        role.close()
     peak = torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else None
     if log:
         if peak:
