@@ -24,7 +24,7 @@ from cluster.settings import Settings, assign, make, read_yaml, refuse_other
 from pipeline.schema import DATASET_FILE
 from trainers.page import plot
 from trainers.recipe import TrainRecipe, from_mapping
-from trainers.scaling.law import UNDETERMINED, Law
+from trainers.scaling.law import Law, open_ones
 from trainers.train import TrainReport, train
 from trainers.workers import Crew, crewed
 
@@ -271,7 +271,7 @@ def _page(result: Mapping[str, Any]) -> str:
         f"<tr><td>{name}<td class=n>{value:.5g}<td class=n>{spread[name][0]:.5g} to {spread[name][1]:.5g}"
         for name, value in result["fit"]["law"].items()
     ]
-    told = "" if law.determined else f"<p>{UNDETERMINED}.</p>"
+    told = "".join(f"<p>{line}.</p>" for line in open_ones(result["fit"].get("undetermined", ())))
     if larger:
         low, high = result["interval"]
         told += (
@@ -319,8 +319,7 @@ def summary(result: Mapping[str, Any]) -> list[str]:
     lines.append("L(N, D) = E + A/N^alpha + B/D^beta")
     for name, value in result["fit"]["law"].items():
         lines.append(f"  {name:<9} {value:>10.5g}   95 % {spread[name][0]:.5g} to {spread[name][1]:.5g}")
-    if not law.determined:
-        lines.append(UNDETERMINED)
+    lines += open_ones(result["fit"].get("undetermined", ()))
     if "isoflop" in result:
         lines.append(_best(result))
     if "larger" in result:
