@@ -236,6 +236,7 @@ def study(
     elif axes:
         scale, unit = axes.get("flops") or axes.get("parameters") or axes["tokens"]
         axis = unit * numbers(scale)
+        scale = scale if unit == 1 else scale.partition("(")[0].strip()
     else:
         raise RecipeError(f"--scale: which column is the scale axis? The table has {', '.join(columns)}")
 

@@ -30,7 +30,8 @@ class Law:
 
     def loss(self, n: Array | float, d: Array | float) -> Array | float:
         """Predicted loss for N parameters trained on D tokens."""
-        return self.E + self.A / np.power(n, self.alpha) + self.B / np.power(d, self.beta)  # type: ignore[no-any-return]
+        with np.errstate(over="ignore"):  # a law that runs leave open may have any exponent
+            return self.E + self.A / np.power(n, self.alpha) + self.B / np.power(d, self.beta)  # type: ignore[no-any-return]
 
     @property
     def exponent(self) -> float:

@@ -128,7 +128,8 @@ def _emergence(options: argparse.Namespace) -> list[str]:
             f"{row['width']:>8.0%} {soft:>7}"
         )
     lines += [
-        f"10-90 %: the part of the axis ({found.scale}, logarithmic) that most of the rise takes; smooth: the other one",
+        f"10-90 %: the part of the axis ({found.scale}, logarithmic) that most of the rise takes",
+        "smooth: the same of the smooth metric",
         "sudden: at most 30 %, and far beyond the scatter between models; unclear: so, but within it;",
         "apparent: sudden, while the smooth metric rises evenly; none: a rise below .1",
     ]

@@ -124,7 +124,7 @@ def test_a_smooth_metric_without_a_rise_makes_nothing_apparent():
 def test_big_bench_tasks_by_compute():
     """ObsScaling's models: two-digit arithmetic, and three-digit later, rise suddenly; no benchmark of theirs does."""
     found = study_files(str(DATA / "obs_base_llm_emergent_capability_eval.csv"), str(BENCHMARKS), None, (), ())
-    assert found.scale == "FLOPs (1E21)"
+    assert found.scale == "FLOPs"
     rows = {str(row["task"]): row for row in found.rows}
     assert {"arithmetic_3ds_2_acc", "arithmetic_3da_2_acc"} <= {
         t for t, row in rows.items() if row["verdict"] == "sudden"
