@@ -175,6 +175,14 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="assignments", required=True)
 
     made = verb("scale", _scale, "scaling laws: fit a table of runs, plan a run, or measure a law by small runs")
+    made.formatter_class = argparse.RawDescriptionHelpFormatter
+    made.epilog = """\
+corpusmill scale fit runs.csv --out law.json          the law of your runs, and what they leave open
+corpusmill scale plan law.json --flops 1e21           the best size and length for a budget
+corpusmill scale fit runs.csv --where 'parameters<1e9' --tied --out small.json
+corpusmill scale compare small.json runs.csv          what small runs say of large ones, against their losses
+corpusmill scale repeated runs.csv --law c4           the worth of repeated tokens
+corpusmill scale emergence tasks.csv models.csv --out page.html"""
     made.add_argument(
         "action",
         choices=["fit", "isoflop", "kaplan", "repeated", "plan", "compare", "sweep", "shape", "emergence"],

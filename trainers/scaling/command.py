@@ -101,21 +101,30 @@ def fit_isoflop(
 
 def fit_single(
     path: str, where: Sequence[str] = (), columns: Mapping[str, str] | None = None
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, Any]]:
     """Kaplan's laws of one variable, L(N), L(D) and L(C) = (scale / x)^exponent, each through the runs that no smaller
     x beats: the best that N parameters, D tokens or C FLOP reached while the other two were ample.
 
-    {"parameters": {"exponent", "scale", "r2", "points"}, …}; a variable with fewer than 3 such runs is left out.
-    Raises DataError when that leaves none.
+    {"parameters": {"exponent", "interval" (95 %), "scale", "r2", "points", "values", "chance"}, …}: `points` of so many
+    different `values` are on that frontier, and `chance` is the probability that losses without any order would give as
+    many. A variable with fewer than 3 such runs is left out. Raises DataError when that leaves none.
     """
     runs = read_runs(path, where, columns)
-    found: dict[str, dict[str, float]] = {}
+    found: dict[str, dict[str, Any]] = {}
     for name in ("parameters", "tokens", "flops"):
-        x, y = isoflop.frontier(getattr(runs, name), runs.loss)
+        values = getattr(runs, name)
+        x, y = isoflop.frontier(values, runs.loss)
         if len(x) >= 3:
             law = isoflop.power_law(x, y)
-            scale = float(np.exp(np.log(law.coefficient) / -law.exponent))
-            found[name] = {"exponent": -law.exponent, "scale": scale, "r2": law.r2, "points": len(x)}
+            found[name] = {
+                "exponent": -law.exponent,
+                "interval": (-law.interval[1], -law.interval[0]),
+                "scale": float(np.exp(np.log(law.coefficient) / -law.exponent)),
+                "r2": law.r2,
+                "points": len(x),
+                "values": len(np.unique(values)),
+                "chance": isoflop.by_chance(len(x), len(np.unique(values))),
+            }
     if not found:
         raise DataError(
             f"{path}: {len(runs)} runs, but fewer than 3 of different size, length or compute improve on each other"

@@ -62,8 +62,7 @@ def read_rows(path: str, where: Sequence[str] = ()) -> list[dict[str, Any]]:
         rows = [_flat(row) for row in _read(path)]
     except (ValueError, TypeError, AttributeError, csv.Error) as error:  # Arrow's and JSON's errors are ValueErrors
         raise DataError(
-            f"{path}: neither CSV with a header, nor JSONL (.jsonl), nor a JSON list (.json), nor Parquet (.parquet): "
-            f"{error}"
+            f"{path}: neither CSV with a header nor JSONL, a JSON list or Parquet (.jsonl, .json, .parquet): {error}"
         ) from None
     if not rows:
         raise DataError(f"{path}: no runs in it")

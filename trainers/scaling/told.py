@@ -63,8 +63,8 @@ def _fit(options: argparse.Namespace) -> list[str]:
             "repeated`"
         )
     for name, (low, high) in found["intervals"].items():
-        doubt = "   not determined" if name in found["undetermined"] else ""
-        lines.append(f"  {name:<9} {values[name]:>10.5g}   95 % {low:.5g} to {high:.5g}{doubt}")
+        spread = "not determined" if name in found["undetermined"] else f"95 % {low:.5g} to {high:.5g}"
+        lines.append(f"  {name:<9} {values[name]:>10.5g}   {spread}")
     lines.append("  (exponent: of compute in the best N)")
     lines.append(f"off by      {found['error']['mean']:.2%} on average, {found['error']['largest']:.2%} at most")
     return [*lines, *open_ones(found["undetermined"]), *_written(options, found)]
@@ -76,7 +76,8 @@ def _isoflop(options: argparse.Namespace) -> list[str]:
     found = fit_isoflop(options.file, options.method, options.where, _columns(options))
     sizes, losses = found["sizes"], found["losses"]
     lines = [
-        f"best N = {sizes['coefficient']:.4g} · C^{sizes['exponent']:.4f}   (R² {sizes['r2']:.4f})",
+        f"best N = {sizes['coefficient']:.4g} · C^{sizes['exponent']:.4f}   (R² {sizes['r2']:.4f}; exponent 95 % "
+        "{:.4f} to {:.4f})".format(*sizes["interval"]),
         f"its loss = {losses['coefficient']:.4g} · C^{losses['exponent']:.4f}   (R² {losses['r2']:.4f})",
     ]
     lines += [f"  C {v['flops']:.3g}: N {v['parameters']:.4g}, loss {v['loss']:.4f}" for v in found["valleys"]]
@@ -89,10 +90,16 @@ def _kaplan(options: argparse.Namespace) -> list[str]:
     found = fit_single(options.file, options.where, _columns(options))
     lines = ["L = (scale / x)^exponent through the runs that no smaller x beats"]
     for name, law in found.items():
+        low, high = law["interval"]
         lines.append(
-            f"  {name:<10} exponent {law['exponent']:.4f}   scale {law['scale']:.4g}   R² {law['r2']:.4f} over "
-            f"{law['points']:g} runs"
+            f"  {name:<10} exponent {law['exponent']:.4f}   95 % {low:.4f} to {high:.4f}   scale {law['scale']:.4g}   "
+            f"R² {law['r2']:.4f}   {law['points']} of {law['values']} values"
         )
+    lines += [
+        f"{name}: losses without any order give as many with probability {law['chance']:.0%}; read nothing into it"
+        for name, law in found.items()
+        if law["chance"] > 0.05
+    ]
     return [*lines, *_written(options, found)]
 
 

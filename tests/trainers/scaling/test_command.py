@@ -92,6 +92,19 @@ def test_laws_of_one_variable_go_through_the_frontier(tmp_path):
     (tmp_path / "runs.csv").write_text("\n".join(rows))
     law = command.fit_single(str(tmp_path / "runs.csv"))["parameters"]
     assert (law["exponent"], law["scale"], law["points"]) == pytest.approx((0.08, 1e13, 12))
+    assert law["chance"] < 1e-8
+
+
+def test_a_frontier_through_noise_is_told_from_a_law(tmp_path):
+    rng, chances = np.random.default_rng(0), []
+    for _ in range(40):
+        rows = "".join(f"{n},1e9,{loss}\n" for n, loss in zip(range(1, 13), rng.uniform(2, 4, 12), strict=True))
+        (tmp_path / "runs.csv").write_text("N,D,loss\n" + rows)
+        try:
+            chances.append(command.fit_single(str(tmp_path / "runs.csv"))["parameters"]["chance"])
+        except DataError:  # fewer than 3 on it
+            chances.append(1.0)
+    assert np.mean(np.array(chances) <= 0.05) <= 0.1
 
 
 def test_two_setups_in_one_curve_are_refused_and_one_can_be_chosen(tmp_path):
