@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -70,16 +69,21 @@ def _repeating(runs: Runs) -> np.ndarray:
 def fit_isoflop(
     path: str, method: str = "akima", where: Sequence[str] = (), columns: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """N*(C) through the minima of the IsoFLOP curves of a table whose runs share budgets.
+    """N*(C) through the minima of the IsoFLOP curves of a table whose runs share budgets, within 2 %.
 
     Raises DataError when fewer than two budgets have 3 or more sizes.
     """
     if method not in ("akima", "parabola"):
         raise RecipeError(f"isoflop method '{method}'{nearest(method, ['akima', 'parabola'])}")
     runs = read_runs(path, where, columns)
-    curves: dict[float, list[tuple[float, float]]] = defaultdict(list)
-    for flops, parameters, loss in zip(runs.flops, runs.parameters, runs.loss, strict=True):
-        curves[float(f"{flops:.4g}")].append((float(parameters), float(loss)))
+    curves: dict[float, list[tuple[float, float]]] = {}
+    budget = 0.0
+    for flops, parameters, loss in sorted(
+        zip(*(a.tolist() for a in (runs.flops, runs.parameters, runs.loss)), strict=True)
+    ):
+        if flops > 1.02 * budget:  # runs are of whole steps
+            budget = flops
+        curves.setdefault(budget, []).append((parameters, loss))
     for flops, points in curves.items():
         sizes_seen = [n for n, _ in points]
         if len(set(sizes_seen)) < len(sizes_seen):
@@ -116,6 +120,7 @@ def fit_single(
         x, y = isoflop.frontier(values, runs.loss)
         if len(x) >= 3:
             law = isoflop.power_law(x, y)
+            assert law.interval is not None
             found[name] = {
                 "exponent": -law.exponent,
                 "interval": (-law.interval[1], -law.interval[0]),

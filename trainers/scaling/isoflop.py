@@ -22,8 +22,8 @@ class PowerLaw:
     coefficient: float
     exponent: float
     r2: float
-    interval: tuple[float, float]
-    """95 % of the exponent, by Student's t; without bounds from two points."""
+    interval: tuple[float, float] | None
+    """95 % of the exponent, by Student's t; None from two points, which always lie on a law."""
 
     def at(self, x: float) -> float:
         """y at x."""
@@ -50,8 +50,9 @@ def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
     rest = float(((log_y - slope * log_x - intercept) ** 2).sum())
     spread = float(((log_y - log_y.mean()) ** 2).sum())
     free, wide = len(log_x) - 2, float(((log_x - log_x.mean()) ** 2).sum())
-    off = float(t.ppf(0.975, free)) * (rest / free / wide) ** 0.5 if free else np.inf
-    return PowerLaw(float(np.exp(intercept)), slope, 1 - rest / spread if spread else 1.0, (slope - off, slope + off))
+    off = float(t.ppf(0.975, free)) * (rest / free / wide) ** 0.5 if free else np.nan
+    interval = (slope - off, slope + off) if free else None
+    return PowerLaw(float(np.exp(intercept)), slope, 1 - rest / spread if spread else 1.0, interval)
 
 
 def frontier(x: np.ndarray, loss: np.ndarray) -> tuple[list[float], list[float]]:

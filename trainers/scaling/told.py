@@ -75,9 +75,11 @@ def _isoflop(options: argparse.Namespace) -> list[str]:
 
     found = fit_isoflop(options.file, options.method, options.where, _columns(options))
     sizes, losses = found["sizes"], found["losses"]
+    spread = "two budgets tell no interval"
+    if sizes["interval"]:
+        spread = "exponent 95 % {:.4f} to {:.4f}".format(*sizes["interval"])
     lines = [
-        f"best N = {sizes['coefficient']:.4g} · C^{sizes['exponent']:.4f}   (R² {sizes['r2']:.4f}; exponent 95 % "
-        "{:.4f} to {:.4f})".format(*sizes["interval"]),
+        f"best N = {sizes['coefficient']:.4g} · C^{sizes['exponent']:.4f}   (R² {sizes['r2']:.4f}; {spread})",
         f"its loss = {losses['coefficient']:.4g} · C^{losses['exponent']:.4f}   (R² {losses['r2']:.4f})",
     ]
     lines += [f"  C {v['flops']:.3g}: N {v['parameters']:.4g}, loss {v['loss']:.4f}" for v in found["valleys"]]

@@ -175,3 +175,14 @@ def test_a_plan_is_for_compute_or_for_size_and_length(fitted):
         command.plan(rising, flops=1e20)
     some = {**fitted, "samples": [*fitted["samples"], rising["law"]]}
     assert command.plan(some, flops=1e20)["intervals"] == command.plan(fitted, flops=1e20)["intervals"]
+
+
+def test_budgets_of_whole_steps_are_the_same_budget(tmp_path):
+    rows = ["N,D,loss"]
+    for c, best in ((1e16, 1e6), (1e17, 4e6), (1e18, 1.6e7)):
+        for n in best * np.array([0.25, 0.5, 1, 2, 4]):
+            rows.append(f"{n},{round(c / 6 / n, -7)},{3 + 0.1 * np.log(n / best) ** 2}")  # steps of ten million tokens
+    (tmp_path / "curves.csv").write_text("\n".join(rows))
+    found = command.fit_isoflop(str(tmp_path / "curves.csv"))
+    assert len(found["valleys"]) == 3
+    assert found["sizes"]["exponent"] == pytest.approx(np.log10(4), abs=5e-3)
