@@ -253,6 +253,9 @@ def study(
     left_out = {scale, *(name for name, _ in axes.values()), *NAMES["loss"], *smooth.values()}
     left_out |= {name for name in columns if name.startswith("validation") or name.endswith(tuple(SMOOTH))}
     chosen = list(tasks) or [name for name in among or columns if name not in left_out and enough(name)]
+    few = [name for name in chosen if not enough(name)]
+    if few:
+        raise DataError(f"{few[0]}: numbers at fewer than 4 different values of {scale}, too few for a rise")
     if not chosen:
         raise DataError(f"no task with 4 or more different values of {scale} among {', '.join(columns)}")
     signed = {

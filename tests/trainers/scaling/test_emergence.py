@@ -143,6 +143,8 @@ def test_a_table_is_studied_with_its_smooth_columns(tmp_path):
     found = study_files(str(tmp_path / "table.csv"), None, None, (), ())
     assert {row["task"]: row["verdict"] for row in found.rows} == {"arith_accuracy": "apparent", "other": "even"}
     assert found.smooth == {"arith_accuracy": "arith_log_likelihood"}
+    with pytest.raises(DataError, match="model: numbers at fewer than 4 different values of flops"):
+        study_files(str(tmp_path / "table.csv"), None, None, ("model",), ())
     with pytest.raises(RecipeError, match="did you mean 'flops'"):
         study_files(str(tmp_path / "table.csv"), None, "flop", (), ())
 
