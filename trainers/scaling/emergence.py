@@ -44,7 +44,6 @@ class Rise:
     """Standard deviation of the models around the curve."""
     against_even: float
     """By how much an even curve (half of the axis or more) fits worse: Σ of squares, in squares of the scatter."""
-
     clean: bool
     """Whether the rise stands out: 4 times the scatter, or from 20 models on, 70 % of all variance."""
 
@@ -71,8 +70,9 @@ def rise(scale: Sequence[float], metric: Sequence[float], floor: float = 0.02) -
     that are not positive.
     """
     x, y = np.asarray(scale, float), np.asarray(metric, float)
-    order = np.lexsort((y, x))
-    x, y = (values[order][np.isfinite(x[order]) & np.isfinite(y[order])] for values in (x, y))
+    known = np.isfinite(x) & np.isfinite(y)
+    order = np.lexsort((y[known], x[known]))
+    x, y = x[known][order], y[known][order]
     scales, place = np.unique(x, return_inverse=True)
     if len(scales) < 4:
         raise DataError(f"a rise needs 4 or more scales, found {len(scales)}")
