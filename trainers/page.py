@@ -259,12 +259,12 @@ def _label(value: float, step: float, largest: float) -> str:
     """A tick's text; `step` decides how many digits are needed, `largest` the unit."""
     if abs(value) < step * 1e-6:
         return "0"
+    if largest < 0.01 or largest >= 1e15:  # compute is above all units
+        power = math.floor(math.log10(largest))
+        return f"{_plain(value / 10.0**power, step / 10.0**power)}e{power}"
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if largest >= 10 * size or (unit != "k" and largest >= size):
             return f"{_plain(value / size, step / size)}{unit}"
-    if largest < 0.01:
-        power = math.floor(math.log10(largest))
-        return f"{_plain(value / 10.0**power, step / 10.0**power)}e{power}"
     return _plain(value, step)
 
 

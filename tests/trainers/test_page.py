@@ -153,6 +153,11 @@ def test_between_two_steps_there_is_no_tick():
     assert re.findall(r'text-anchor="middle">([^<]*)<', drawn)[:-1] == ["0", "1", "2"]
 
 
+def test_compute_is_labelled_by_powers_of_ten():
+    drawn = plot("loss", {"loss": [(1e20, 3.0), (1e23, 2.0)]}, across="FLOP", logarithmic=True)
+    assert [text for text in ("1e20", "1e21", "1e22", "1e23") if f">{text}</text>" not in drawn] == []
+
+
 @pytest.mark.parametrize(("first", "last"), [(99_919_903, 199_840_040), (2.1e8, 4.9e8), (1e3, 1e9), (3.1e-3, 4.4e-3)])
 def test_a_logarithmic_axis_has_at_least_two_ticks(first, last):
     ticks = _decades(math.log10(first), math.log10(last))

@@ -6,6 +6,8 @@ smooth improvement look sudden: Schaeffer et al. 2023.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +17,16 @@ import numpy as np
 
 from cluster.errors import DataError, RecipeError, nearest
 from trainers.log import read_metrics
-from trainers.scaling.table import NAMES, read_rows
+from trainers.scaling.table import NAMES, columns_of, find, read_rows
+
+CENTRES = np.linspace(-0.25, 1.25, 61)
+WIDTHS = np.geomspace(0.02, 4, 16)
+"""Logistic curves that are tried, in parts of the axis: where they rise, and over how much they go from 10 to 90 %."""
 
 
 @dataclass(frozen=True)
 class Rise:
-    """How one metric moves along the scale axis."""
+    """How one metric moves along the scale axis: the logistic curve nearest to it, and BIG-bench's two measures."""
 
     improvement: float
     """I = sign(argmax y − argmin y) · (max y − min y): positive when larger models are better."""
@@ -29,70 +35,92 @@ class Rise:
     breakthroughness: float
     """I / √median(Δy²): large when most steps bring nothing and few bring all."""
     at: float
-    """The scale behind the largest step of the rising curve."""
+    """The scale at which the curve has half of its rise."""
     width: float
-    """The part of the scale axis (in logarithms) over which the rising curve goes from 10 % to 90 % of its rise."""
+    """The part of the scale axis (in logarithms) over which the curve goes from 10 % to 90 % of its rise."""
     gain: float
-    """The rise of that curve."""
+    """The rise of the curve over the axis."""
+    scatter: float
+    """Standard deviation of the models around the curve."""
+    against_even: float
+    """By how much an even curve (half of the axis or more) fits worse: Σ of squares, in squares of the scatter."""
+    clean: bool
+    """Whether the rise stands out: 4 times the scatter, or from 20 models on, 70 % of all variance."""
 
-    @property
-    def sudden(self) -> bool:
-        """A rise of at least .1, most of which comes within three tenths of the axis; even progress takes eight."""
-        return self.gain >= 0.1 and self.width <= 0.3
+    def verdict(self, whole: float = 1.0) -> str:
+        """How the metric rises.
+
+        none: by less than a tenth of its range `whole`, or by no more than twice the scatter; sudden: most of it within
+        three tenths of the axis (even progress takes eight), which no even curve fits; unclear: so, but not `clean`;
+        else even.
+        """
+        if self.gain < 0.1 * whole or self.gain <= 2 * self.scatter:
+            return "none"
+        if self.width > 0.3 or self.against_even < 4:
+            return "even"
+        return "sudden" if self.clean else "unclear"
 
 
-def rise(scale: Sequence[float], metric: Sequence[float]) -> Rise:
+def rise(scale: Sequence[float], metric: Sequence[float], floor: float = 0.02) -> Rise:
     """Measure a metric (higher is better) over models of different scale, ordered here; equal scales are averaged.
 
-    Where and how suddenly it rises is read from the best rising curve through the values (isotonic regression): models
-    of several families scatter, and each step between two of them is no rise. Raises DataError for fewer than 4
-    different scales, or scales that are not positive.
+    Where and how suddenly it rises is read from the logistic curve over log scale that is nearest in squares: models of
+    several families scatter, and each step between two of them is no rise. `floor` is the least scatter that is
+    assumed: that of accuracies on some hundred questions. Raises DataError for fewer than 4 different scales, or scales
+    that are not positive.
     """
     x, y = np.asarray(scale, float), np.asarray(metric, float)
     known = np.isfinite(x) & np.isfinite(y)
-    scales, place = np.unique(x[known], return_inverse=True)
+    order = np.lexsort((y[known], x[known]))
+    x, y = x[known][order], y[known][order]
+    scales, place = np.unique(x, return_inverse=True)
     if len(scales) < 4:
         raise DataError(f"a rise needs 4 or more scales, found {len(scales)}")
     if scales[0] <= 0:
         raise DataError(f"a scale axis has positive values, found {scales[0]:g}")
-    counts = np.bincount(place)
-    means = np.bincount(place, weights=y[known]) / counts
+    means = np.bincount(place, weights=y) / np.bincount(place)
     steps = np.diff(means)
     improvement = float(np.sign(np.argmax(means) - np.argmin(means)) * (means.max() - means.min()))
-    floor = 1e-4  # one item in ten thousand: a step of exactly 0 would make any rise infinite
-    curve = rising(means, counts)
-    gain = float(curve[-1] - curve[0])
+    least = 1e-4  # one item in ten thousand: a step of exactly 0 would make any rise infinite
     axis = np.log(scales)
-    edges = [_crossing(axis, curve, curve[0] + part * gain) for part in (0.1, 0.9)] if gain > 0 else [axis[0], axis[-1]]
+    whole = axis[-1] - axis[0]
+    part = (axis[place] - axis[0]) / whole  # [models]
+    curves, halves, widths = logistic_curves(part)
+    centred, values = curves - curves.mean(1, keepdims=True), y - y.mean()
+    gains = np.maximum(centred @ values / np.maximum((centred**2).sum(1), 1e-12), 0)  # the curve never falls
+    rests = ((values - gains[:, None] * centred) ** 2).sum(1)
+    best = int(np.argmin(rests))
+    gain, scatter = float(gains[best]), max(floor, float(np.sqrt(rests[best] / max(1, len(values) - 4))))
     return Rise(
         improvement,
-        improvement / max(floor, float(np.sqrt((steps**2).mean()))),
-        improvement / max(floor, float(np.sqrt(np.median(steps**2)))),
-        float(scales[int(np.argmax(np.diff(curve))) + 1]),
-        float((edges[1] - edges[0]) / (axis[-1] - axis[0])),
+        improvement / max(least, float(np.sqrt((steps**2).mean()))),
+        improvement / max(least, float(np.sqrt(np.median(steps**2)))),
+        float(np.exp(axis[0] + halves[best] * whole)),
+        float(widths[best]),
         gain,
+        scatter,
+        float((rests[widths >= 0.5].min() - rests[best]) / scatter**2),
+        gain > 4 * scatter or bool(len(values) >= 20 and rests[best] <= 0.3 * (values**2).sum()),
     )
 
 
-def rising(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """The non-decreasing values nearest to the given ones in weighted squares: neighbours that fall are pooled."""
-    pools: list[list[float]] = []  # mean, weight, length
-    for value, weight in zip(values.tolist(), weights.tolist(), strict=True):
-        pools.append([value, weight, 1])
-        while len(pools) > 1 and pools[-2][0] > pools[-1][0]:
-            mean, more, length = pools.pop()
-            last = pools[-1]
-            last[0] = (last[0] * last[1] + mean * more) / (last[1] + more)
-            last[1], last[2] = last[1] + more, last[2] + length
-    return np.concatenate([np.full(int(length), mean) for mean, _, length in pools])
+def logistic_curves(part: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All CENTRES by WIDTHS, each from 0 at the axis's beginning to 1 at its end.
 
+    Returns the values at `part` [curves, models], the place of half of the rise, and the width from 10 % to 90 % of it.
+    """
+    centre, width = (values.reshape(-1, 1) for values in np.meshgrid(CENTRES, WIDTHS, indexing="ij"))
+    slope = 2 * math.log(9) / width
 
-def _crossing(axis: np.ndarray, curve: np.ndarray, level: float) -> float:
-    """Where a rising curve first reaches a level, between two points in proportion."""
-    after = int(np.argmax(curve >= level))
-    before = max(0, after - 1)
-    step = curve[after] - curve[before]
-    return float(axis[before] + (axis[after] - axis[before]) * ((level - curve[before]) / step if step else 0.0))
+    def height(x: np.ndarray | float) -> np.ndarray:
+        return np.asarray(1 / (1 + np.exp(np.clip(slope * (centre - x), -500, 500))))
+
+    low, high = height(0.0), height(1.0)
+    usable = (high - low)[:, 0] > 1e-3  # others lie outside of the axis
+    centre, slope, low, high = centre[usable], slope[usable], low[usable], high[usable]
+    reached = low + np.array([0.1, 0.5, 0.9]) * (high - low)  # [curves, 3]
+    places = centre + np.log(reached / (1 - reached)) / slope
+    return (height(part) - low) / (high - low), places[:, 1], places[:, 2] - places[:, 0]
 
 
 def side_by_side(
@@ -100,21 +128,27 @@ def side_by_side(
 ) -> list[dict[str, object]]:
     """Per task, whether its accuracy rises suddenly and whether its smooth metric (log-likelihood, −Brier) does.
 
-    `apparent` marks tasks whose accuracy jumps while the smooth metric moves evenly: emergence by the choice of metric.
+    `verdict` is that of `Rise`, or "apparent": accuracy jumps while the smooth metric rises evenly, which is emergence
+    by the choice of metric. Accuracies above 1 are taken for percent.
     """
     rows: list[dict[str, object]] = []
     for task, values in harsh.items():
-        hard = rise(scale, values)
-        soft = rise(scale, smooth[task]) if task in smooth else None
+        whole = 100.0 if np.nanmax(np.abs(np.asarray(values, float))) > 1.5 else 1.0
+        hard = rise(scale, values, floor=0.02 * whole)
+        soft = rise(scale, smooth[task], floor=1e-3) if task in smooth else None
+        verdict = hard.verdict(whole)
+        if verdict == "sudden" and soft is not None and soft.verdict(0) == "even":
+            verdict = "apparent"
         rows.append(
             {
                 "task": task,
-                "sudden": hard.sudden,
+                "verdict": verdict,
                 "at": hard.at,
-                "breakthroughness": hard.breakthroughness,
+                "gain": hard.gain,
+                "scatter": hard.scatter,
                 "width": hard.width,
+                "breakthroughness": hard.breakthroughness,
                 "smooth_width": soft.width if soft else None,
-                "apparent": bool(hard.sudden and soft is not None and not soft.sudden),
             }
         )
     return rows
@@ -181,36 +215,47 @@ def study(
     """Judge the tasks of a table: by default all columns (`among` those given) of numbers with 4 or more scales that
     are no smooth metric.
 
-    `scale` names the axis (flops, else parameters, else tokens). The smooth metric of X_accuracy, or of X, is the
-    column X_log_likelihood, X_probability, X_brier or X_bits_per_byte. Raises RecipeError for a column that is absent.
+    `scale` names the axis (else compute, or 6 N D; else parameters; else tokens, by their usual names). The smooth
+    metric of X_accuracy, X_acc, X_exact_match, or of X, is the column X_log_likelihood, X_probability, X_brier or
+    X_bits_per_byte. Raises RecipeError for a column that is absent.
     """
-    columns = list(dict.fromkeys(name for row in rows for name in row if name))
-    axes = [name for key in ("flops", "parameters", "tokens") for name in NAMES[key]]
-    scale = scale or next((name for name in axes if name in columns), None)
-    if scale is None:
-        raise RecipeError(f"--scale: which column is the scale axis? The table has {', '.join(columns)}")
-    for name in (scale, *tasks):
+    columns = columns_of(rows)
+    axes = {key: one for key in ("parameters", "tokens", "flops") if (one := find(columns, key))}
+    for name in ([scale] if scale else []) + list(tasks):
         if name not in columns:
             raise RecipeError(f"no column '{name}'{nearest(name, columns)}")
 
     def numbers(name: str) -> np.ndarray:
         return np.array([_number(row.get(name)) for row in rows])
 
-    axis = numbers(scale)
+    if scale:
+        axis = numbers(scale)
+    elif "flops" not in axes and {"parameters", "tokens"} <= set(axes):
+        scale, sizes = "6 N D", [unit * numbers(name) for name, unit in (axes["parameters"], axes["tokens"])]
+        axis = 6 * sizes[0] * sizes[1]
+    elif axes:
+        scale, unit = axes.get("flops") or axes.get("parameters") or axes["tokens"]
+        axis = unit * numbers(scale)
+        scale = scale if unit == 1 else scale.partition("(")[0].strip()
+    else:
+        raise RecipeError(f"--scale: which column is the scale axis? The table has {', '.join(columns)}")
 
     def enough(name: str) -> bool:
         return len(np.unique(axis[np.isfinite(axis) & np.isfinite(numbers(name))])) >= 4
 
-    plain = {name: name.removesuffix("_accuracy") for name in columns}
+    plain = {name: re.sub("_(accuracy|acc|exact_match)$", "", name) for name in columns}
     smooth = {
         name: f"{stem}_{ending}"
         for name, stem in plain.items()
         for ending in reversed(SMOOTH)
         if f"{stem}_{ending}" in columns and enough(f"{stem}_{ending}")
     }
-    left_out = {scale, *axes, *NAMES["loss"], *smooth.values()}
+    left_out = {scale, *(name for name, _ in axes.values()), *NAMES["loss"], *smooth.values()}
     left_out |= {name for name in columns if name.startswith("validation") or name.endswith(tuple(SMOOTH))}
     chosen = list(tasks) or [name for name in among or columns if name not in left_out and enough(name)]
+    few = [name for name in chosen if not enough(name)]
+    if few:
+        raise DataError(f"{few[0]}: numbers at fewer than 4 different values of {scale}, too few for a rise")
     if not chosen:
         raise DataError(f"no task with 4 or more different values of {scale} among {', '.join(columns)}")
     signed = {

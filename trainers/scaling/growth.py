@@ -20,6 +20,8 @@ from cluster.errors import DataError, RecipeError
 from cluster.settings import Settings
 
 LAYERS = "model.layers."
+WRITERS = ("self_attn.o_proj", "mlp.down_proj")
+"""The layers of a block that add to the residual stream."""
 
 
 class Growth(Settings):
@@ -70,11 +72,19 @@ def grow(lm: Any, growth: Growth) -> Any:
 
 
 def grow_folder(source: str, target: str, growth: Growth) -> None:
-    """Grow the model in a transformers folder into another folder, tokenizer included; train it by `start_from`."""
+    """Grow the model in a transformers folder into another folder, tokenizer included; train it by `start_from`.
+
+    Weights are written in float32: rounded to bfloat16, shares of copied units would no longer sum to what they were.
+    Raises RecipeError where nothing would grow, or into the folder itself; DataError for another kind of model.
+    """
     from transformers.utils import logging
 
     from trainers.model import load
 
+    if Path(source).resolve() == Path(target).resolve():
+        raise RecipeError(f"grow: {source} is source and target; the grown model needs a folder of its own")
+    if not (growth.hidden_size or growth.intermediate_size or growth.kv_heads or growth.layers or growth.experts):
+        raise RecipeError("grow: nothing grows: set hidden_size, intermediate_size, kv_heads, layers or experts")
     logging.disable_progress_bar()
     lm = load(source)
     _check_heads(lm.config, growth)
@@ -82,7 +92,8 @@ def grow_folder(source: str, target: str, growth: Growth) -> None:
     grown.save_pretrained(target)
     written = {path.name for path in Path(target).iterdir()}
     for path in Path(source).iterdir():
-        if path.is_file() and path.name not in written and path.suffix != ".safetensors":
+        weights = path.name.startswith(("model", "pytorch_model"))  # in shards with an index, too
+        if path.is_file() and path.name not in written and not weights:
             shutil.copyfile(path, Path(target, path.name))
 
 
@@ -120,31 +131,42 @@ def _copied(old: int, new: int, random: torch.Generator) -> Tensor:
     return torch.cat([torch.arange(old), torch.randint(old, (new - old,), generator=random)])
 
 
+def _pick(state: dict[str, Tensor], layer: str, rows: Tensor) -> None:
+    """The rows of a linear layer, and of its bias, for copied units."""
+    for name in (f"{layer}.weight", f"{layer}.bias"):
+        if name in state:
+            state[name] = state[name][rows]
+
+
+def _share(state: dict[str, Tensor], layer: str, columns: Tensor, shares: Tensor) -> None:
+    """The columns that read copied units, each with its part of what the one unit gave."""
+    weight = state[f"{layer}.weight"]
+    state[f"{layer}.weight"] = (weight[:, columns].double() * shares).to(weight.dtype)
+
+
 def _wider_ffn(state: dict[str, Tensor], config: Any, width: int, random: torch.Generator) -> None:
     for block in _blocks(config):
         origin = _copied(config.intermediate_size, width, random)
         for name in ("gate_proj", "up_proj"):
-            state[f"{block}mlp.{name}.weight"] = state[f"{block}mlp.{name}.weight"][origin]
-        down = state[f"{block}mlp.down_proj.weight"]
-        state[f"{block}mlp.down_proj.weight"] = (down[:, origin].double() * _shares(origin, random)).to(down.dtype)
+            _pick(state, f"{block}mlp.{name}", origin)
+        _share(state, f"{block}mlp.down_proj", origin, _shares(origin, random))
     config.intermediate_size = width
 
 
 def _wider_heads(state: dict[str, Tensor], config: Any, kv_heads: int, random: torch.Generator) -> None:
     head, old = config.head_dim, config.num_key_value_heads
     group = config.num_attention_heads // old
+
+    def rows(heads: Tensor) -> Tensor:
+        return (heads[:, None] * head + torch.arange(head)).reshape(-1)
+
     for block in _blocks(config):
         origin = _copied(old, kv_heads, random)
         queries = (origin[:, None] * group + torch.arange(group)).reshape(-1)
-
-        def rows(heads: Tensor) -> Tensor:
-            return (heads[:, None] * head + torch.arange(head)).reshape(-1)
-
         for name, heads in (("q_proj", queries), ("k_proj", origin), ("v_proj", origin)):
-            state[f"{block}self_attn.{name}.weight"] = state[f"{block}self_attn.{name}.weight"][rows(heads)]
-        out = state[f"{block}self_attn.o_proj.weight"]
+            _pick(state, f"{block}self_attn.{name}", rows(heads))
         shares = _shares(queries, random).repeat_interleave(head)
-        state[f"{block}self_attn.o_proj.weight"] = (out[:, rows(queries)].double() * shares).to(out.dtype)
+        _share(state, f"{block}self_attn.o_proj", rows(queries), shares)
     config.num_key_value_heads, config.num_attention_heads = kv_heads, kv_heads * group
 
 
@@ -179,8 +201,10 @@ def _wider_stream(state: dict[str, Tensor], config: Any, width: int, random: tor
     for block in _blocks(config):
         for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"):
             columns(f"{block}{name}.weight")
-        for name in ("self_attn.o_proj", "mlp.down_proj"):
+        for name in WRITERS:
             silent(f"{block}{name}.weight", 0)
+            if f"{block}{name}.bias" in state:
+                silent(f"{block}{name}.bias", 0)
         norm(f"{block}input_layernorm.weight")
         norm(f"{block}post_attention_layernorm.weight")
     norm("model.norm.weight")
@@ -200,7 +224,7 @@ def _deeper(state: dict[str, Tensor], config: Any, layers: int, stack: bool) -> 
         for name, value in state.items():
             if name.startswith(prefix):
                 rest = name.removeprefix(prefix)
-                silent = added and not stack and rest in ("self_attn.o_proj.weight", "mlp.down_proj.weight")
+                silent = added and not stack and rest.rpartition(".")[0] in WRITERS
                 grown[f"{LAYERS}{new}.{rest}"] = torch.zeros_like(value) if silent else value.clone()
     config.num_hidden_layers = layers
     return grown
@@ -214,6 +238,9 @@ def _experts(
     from transformers import MixtralConfig
 
     assert growth.experts is not None
+    biases = [name for name in ("attention_bias", "mlp_bias") if getattr(config, name, False)]
+    if biases:
+        raise RecipeError(f"growth: experts are Mixtral's, which have no biases; this model has {' and '.join(biases)}")
     about = {key: value for key, value in config.to_dict().items() if key in MixtralConfig().to_dict()}
     about.pop("model_type", None)
     about.pop("architectures", None)

@@ -22,6 +22,8 @@ class PowerLaw:
     coefficient: float
     exponent: float
     r2: float
+    interval: tuple[float, float] | None
+    """95 % of the exponent, by Student's t; None from two points, which always lie on a law."""
 
     def at(self, x: float) -> float:
         """y at x."""
@@ -42,10 +44,15 @@ def power_law(x: Sequence[float], y: Sequence[float]) -> PowerLaw:
     log_x, log_y = np.log(np.asarray(x, float)), np.log(np.asarray(y, float))
     if len(log_x) < 2 or not np.isfinite(log_x).all() or not np.isfinite(log_y).all():
         raise DataError(f"a power law needs two or more positive points, found {len(log_x)}")
-    slope, intercept = np.polyfit(log_x, log_y, 1)
-    rest = log_y - slope * log_x - intercept
-    spread = ((log_y - log_y.mean()) ** 2).sum()
-    return PowerLaw(float(np.exp(intercept)), float(slope), float(1 - (rest**2).sum() / spread) if spread else 1.0)
+    from scipy.stats import t
+
+    slope, intercept = (float(value) for value in np.polyfit(log_x, log_y, 1))
+    rest = float(((log_y - slope * log_x - intercept) ** 2).sum())
+    spread = float(((log_y - log_y.mean()) ** 2).sum())
+    free, wide = len(log_x) - 2, float(((log_x - log_x.mean()) ** 2).sum())
+    off = float(t.ppf(0.975, free)) * (rest / free / wide) ** 0.5 if free else np.nan
+    interval = (slope - off, slope + off) if free else None
+    return PowerLaw(float(np.exp(intercept)), slope, 1 - rest / spread if spread else 1.0, interval)
 
 
 def frontier(x: np.ndarray, loss: np.ndarray) -> tuple[list[float], list[float]]:
@@ -58,6 +65,20 @@ def frontier(x: np.ndarray, loss: np.ndarray) -> tuple[list[float], list[float]]
             kept[0].append(float(x[place]))
             kept[1].append(best)
     return kept
+
+
+def by_chance(points: int, values: int) -> float:
+    """The probability that so many of `values` losses in random order, or more, are better than all before them.
+
+    The i-th is with probability 1/i, whatever the others are.
+
+    >>> round(by_chance(5, 5) * 120)
+    1
+    """
+    share = np.ones(1)
+    for place in range(1, values + 1):
+        share = np.convolve(share, [1 - 1 / place, 1 / place])
+    return float(share[points:].sum())
 
 
 def valley(

@@ -30,44 +30,45 @@ class Law:
 
     def loss(self, n: Array | float, d: Array | float) -> Array | float:
         """Predicted loss for N parameters trained on D tokens."""
-        return self.E + self.A / np.power(n, self.alpha) + self.B / np.power(d, self.beta)  # type: ignore[no-any-return]
+        with np.errstate(over="ignore"):  # a law that runs leave open may have any exponent
+            return self.E + self.A / np.power(n, self.alpha) + self.B / np.power(d, self.beta)  # type: ignore[no-any-return]
 
     @property
     def exponent(self) -> float:
         """a in N* ∝ C^a: β / (α + β)."""
-        return self.beta / (self.alpha + self.beta)
+        return self.beta / (self.alpha + self.beta) if self.alpha + self.beta else math.nan
 
     def optimum(self, flops: float) -> tuple[float, float, float]:
         """(N, D, loss) that are best for C = 6 N D: N = G (C/6)^a, G = (αA / βB)^{1/(α+β)}."""
-        g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
-        n = g * (flops / 6) ** self.exponent
+        n = self._g() * (flops / 6) ** self.exponent
         d = flops / 6 / n
         return n, d, float(self.loss(n, d))
 
     def parameters_for(self, tokens: float) -> float:
         """N for which `tokens` is the best D: the end of the line along which both grow together."""
-        g = (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
+        g = self._g()
         return g * (tokens * g) ** (self.beta / self.alpha)
 
-    @property
-    def determined(self) -> bool:
-        """Whether all three terms are there: too few or too narrow runs leave E near 0, or a term that grows."""
-        return self.E > 1e-3 and self.alpha > 0 and self.beta > 0
+    def _g(self) -> float:
+        if min(self.alpha, self.beta) <= 0:
+            raise DataError(
+                f"the law has alpha {self.alpha:.3g} and beta {self.beta:.3g}: where loss does not fall with both size "
+                "and length, no size is best for a budget; fit runs of more sizes and lengths, further apart"
+            )
+        return (self.alpha * self.A / (self.beta * self.B)) ** (1 / (self.alpha + self.beta))
 
     @classmethod
     def from_logs(cls, x: Sequence[float] | Array) -> Law:
         """From (log E, log A, log B, α, β)."""
-        return cls(math.exp(x[0]), math.exp(x[1]), math.exp(x[2]), float(x[3]), float(x[4]))
+        e, a, b = np.exp(np.clip(x[:3], -700, 700)).tolist()  # the widest that are numbers
+        return cls(e, a, b, float(x[3]), float(x[4]))
 
     def logs(self) -> Array:
         """(log E, log A, log B, α, β)."""
         return np.array([math.log(self.E), math.log(self.A), math.log(self.B), self.alpha, self.beta])
 
 
-UNDETERMINED = (
-    "these runs do not determine the law (E near 0, or a term that grows): read nothing into its coefficients, "
-    "and give more sizes and lengths, further apart"
-)
+COEFFICIENTS = ("E", "A", "B", "alpha", "beta")
 
 STARTS = {
     "a": (0.0, 5.0, 10.0, 15.0, 20.0, 25.0),
@@ -108,22 +109,32 @@ class Fit:
         return float(low), float(high)
 
 
-def fit(n: Array, d: Array, loss: Array, *, delta: float = 1e-3, best_starts: int = 40) -> Fit:
+def fit(n: Array, d: Array, loss: Array, *, delta: float = 1e-3, best_starts: int = 40, tied: bool = False) -> Fit:
     """Fit the law to runs: n parameters, d tokens, loss in nats, arrays of equal length.
 
-    All 4,500 starts are looked at; BFGS runs from the `best_starts` with the least objective. About a second.
-    Raises DataError for fewer than 6 runs or values that have no logarithm.
+    All 4,500 starts are looked at; BFGS runs from the `best_starts` with the least objective. About a second. `tied`
+    keeps α = β, which few runs determine better (Muennighoff et al. 2023; Gadre et al. 2024). Raises DataError for
+    fewer than 6 runs or values that have no logarithm.
     """
     logs = _logs(n, d, loss)
     grid = np.array(list(product(STARTS["e"], STARTS["a"], STARTS["b"], STARTS["alpha"], STARTS["beta"])))
+    grid = grid[grid[:, 3] == grid[:, 4]] if tied else grid
     values = np.concatenate([_objectives(part, *logs, delta) for part in np.array_split(grid, 20)])
     starts = grid[np.argsort(values, kind="stable")[:best_starts]]
-    best = min((_descend(start, *logs, delta) for start in starts), key=lambda found: found[1])
+    best = min((_descend(start, *logs, delta, tied) for start in starts), key=lambda found: found[1])
     return Fit(Law.from_logs(best[0]), best[1], len(n))
 
 
 def bootstrap(
-    n: Array, d: Array, loss: Array, found: Fit, *, samples: int = 1000, seed: int = 42, delta: float = 1e-3
+    n: Array,
+    d: Array,
+    loss: Array,
+    found: Fit,
+    *,
+    samples: int = 1000,
+    seed: int = 42,
+    delta: float = 1e-3,
+    tied: bool = False,
 ) -> list[Law]:
     """Laws fitted to runs drawn with replacement, each from the whole fit's optimum."""
     logs = _logs(n, d, loss)
@@ -132,8 +143,44 @@ def bootstrap(
     laws = []
     for _ in range(samples):
         drawn = rng.integers(0, len(n), len(n))
-        laws.append(Law.from_logs(_descend(start, logs[0][drawn], logs[1][drawn], logs[2][drawn], delta)[0]))
+        laws.append(Law.from_logs(_descend(start, logs[0][drawn], logs[1][drawn], logs[2][drawn], delta, tied)[0]))
     return laws
+
+
+def undetermined(law: Law, n: Array, d: Array, loss: Array, *, tied: bool = False) -> list[str]:
+    """The coefficients that a law's runs leave open: others, far away, would fit as well.
+
+    From the slopes of log L at the optimum and the scatter of the runs around it (at least 1e-4, as losses are rounded)
+    follow standard errors: a coefficient is open when zero (for A and B a tenth or ten times) is within two of them.
+    So too few sizes or lengths, a narrow range, tokens in proportion to parameters, or noise show, where bootstrap
+    intervals from the one optimum would be narrow.
+    """
+    log_n, log_d, log_loss = _logs(n, d, loss)
+    terms = np.stack(
+        [np.full_like(log_n, law.E), law.A * np.exp(-law.alpha * log_n), law.B * np.exp(-law.beta * log_d)]
+    )
+    share = terms / terms.sum(0)
+    slopes = np.stack([*share, -share[1] * log_n, -share[2] * log_d], 1)  # [runs, 5], by (e, a, b, α, β)
+    if tied:
+        slopes = np.column_stack([slopes[:, :3], slopes[:, 3:].sum(1)])
+    gap = np.log(terms.sum(0)) - log_loss
+    scatter = max(1e-4, float(np.sqrt((gap**2).sum() / max(1, len(gap) - slopes.shape[1]))))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        sizes = np.linalg.norm(slopes, axis=0)
+        _, singular, axes = np.linalg.svd(np.nan_to_num(slopes / sizes), full_matrices=False)
+        errors = scatter * np.sqrt(((axes.T / singular) ** 2).sum(1)) / sizes
+    errors = np.append(errors, errors[3:] if tied else [])
+    limits = (0.5, math.log(10) / 2, math.log(10) / 2, law.alpha / 2, law.beta / 2)
+    return [name for name, error, limit in zip(COEFFICIENTS, errors, limits, strict=True) if not error < limit]
+
+
+def open_ones(names: Sequence[str]) -> list[str]:
+    """What to say about `undetermined` coefficients; nothing where there are none."""
+    told = (
+        f"{', '.join(names)} not determined: quite other values fit these runs as well. Read nothing into them, and "
+        "predict nothing far from the runs; more sizes and lengths, further apart, would tell"
+    )
+    return [told] if names else []
 
 
 def without_worst(n: Array, d: Array, loss: Array, drop: int) -> tuple[Array, Array, Array]:
@@ -161,7 +208,9 @@ def _objectives(grid: Array, log_n: Array, log_d: Array, log_loss: Array, delta:
     return np.where(gap <= delta, 0.5 * gap**2, delta * (gap - 0.5 * delta)).sum(1)  # type: ignore[no-any-return]
 
 
-def _descend(start: Array, log_n: Array, log_d: Array, log_loss: Array, delta: float) -> tuple[Array, float]:
+def _descend(
+    start: Array, log_n: Array, log_d: Array, log_loss: Array, delta: float, tied: bool
+) -> tuple[Array, float]:
     from scipy.optimize import minimize
 
     # the objective is of the order of δ: scaled up, so that BFGS does not stop early in its flat valley
@@ -169,8 +218,11 @@ def _descend(start: Array, log_n: Array, log_d: Array, log_loss: Array, delta: f
 
     def scaled(x: Array) -> tuple[float, Array]:
         value, gradient = objective(x, log_n, log_d, log_loss, delta)
+        if tied:  # equal steps from equal starts
+            gradient[3:] = gradient[3:].mean()
         return value * scale, gradient * scale
 
     function: Callable[..., tuple[float, Array]] = scaled
     done = minimize(function, start, jac=True, method="BFGS", options={"gtol": 1e-7, "maxiter": 2000})
-    return done.x, float(done.fun) / scale
+    found = np.append(done.x[:4], done.x[3]) if tied else done.x
+    return found, float(done.fun) / scale

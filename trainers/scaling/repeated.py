@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 
@@ -53,16 +55,41 @@ class RepeatedLaw:
 
 
 def fit_decay(
-    law: Law, n: np.ndarray, d: np.ndarray, unique: np.ndarray, loss: np.ndarray, *, delta: float = 1e-3
+    law: Law,
+    n: np.ndarray,
+    d: np.ndarray,
+    unique: np.ndarray,
+    loss: np.ndarray,
+    *,
+    delta: float = 1e-3,
+    starts: Sequence[Sequence[float]] = tuple(product((1.0, 5.0, 20.0, 90.0), repeat=2)),
 ) -> RepeatedLaw:
     """R_D* and R_N* for runs with repetition, the single-epoch law given: Σ Huber of log loss, several starts."""
     from scipy.optimize import minimize
 
     def objective(x: np.ndarray) -> float:
-        gap = np.log(RepeatedLaw(law, *np.exp(x)).loss(n, d, unique)) - np.log(loss)
+        gap = np.log(RepeatedLaw(law, *np.exp(np.clip(x, -50, 50))).loss(n, d, unique)) - np.log(loss)
         small = np.abs(gap) <= delta
         return float(np.where(small, 0.5 * gap**2, delta * (np.abs(gap) - 0.5 * delta)).sum() / delta)
 
-    starts = [(a, b) for a in (0.0, 1.5, 3.0, 4.5) for b in (0.0, 1.5, 3.0, 4.5)]
-    done = min((minimize(objective, start, method="Nelder-Mead") for start in starts), key=lambda found: found.fun)
-    return RepeatedLaw(law, *(float(value) for value in np.exp(done.x)))
+    found = (minimize(objective, np.log(start), method="Nelder-Mead") for start in starts)
+    done = min(found, key=lambda one: float(one.fun))
+    return RepeatedLaw(law, *(float(value) for value in np.exp(np.clip(done.x, -50, 50))))
+
+
+def spread_of_decay(
+    found: RepeatedLaw,
+    n: np.ndarray,
+    d: np.ndarray,
+    unique: np.ndarray,
+    loss: np.ndarray,
+    *,
+    samples: int,
+    seed: int = 42,
+) -> dict[str, tuple[float, float]]:
+    """95 % bootstrap intervals of {"data_decay", "size_decay"}, the single-epoch law held fixed."""
+    rng, start = np.random.default_rng(seed), (found.data_decay, found.size_decay)
+    drawn = (rng.integers(0, len(n), len(n)) for _ in range(samples))
+    laws = [fit_decay(found.law, n[i], d[i], unique[i], loss[i], starts=[start]) for i in drawn]
+    low, high = np.quantile([(law.data_decay, law.size_decay) for law in laws], [0.025, 0.975], axis=0).tolist()
+    return {"data_decay": (low[0], high[0]), "size_decay": (low[1], high[1])}

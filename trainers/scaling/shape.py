@@ -81,7 +81,8 @@ def shape_of(parameters: int, layers: int, head_size: int, ffn_ratio: float, tol
     """The shape with the number of weights nearest to `parameters`: h is a multiple of the head size by
     layers · h² · (4 + 3 · ratio) = parameters, and the FFN's width, in steps of 8, takes up the rest.
 
-    Raises RecipeError, with the number that is possible, when that misses by more than `tolerance`.
+    Raises RecipeError, with what is possible, when that misses by more than `tolerance`, or the FFN must be over twice
+    or under half as wide as asked for: then it, not depth or heads, would be what is compared.
     """
     ideal = (parameters / layers / (4 + 3 * ffn_ratio)) ** 0.5
     tried = []
@@ -96,7 +97,14 @@ def shape_of(parameters: int, layers: int, head_size: int, ffn_ratio: float, tol
             f"{tolerance:.0%}; the nearest has {near.weights:,} (width {near.hidden_size}): change parameters, or use "
             "smaller heads"
         )
-    return min(fitting, key=lambda shape: abs(shape.intermediate_size / shape.hidden_size / ffn_ratio - 1))
+    best = min(fitting, key=lambda shape: abs(shape.intermediate_size / shape.hidden_size / ffn_ratio - 1))
+    ratio = best.intermediate_size / best.hidden_size
+    if not 0.5 <= ratio / ffn_ratio <= 2:
+        raise RecipeError(
+            f"shape: {layers} layers with heads of {head_size} have {parameters:,} weights only with an FFN of "
+            f"{ratio:.3g} widths, where {ffn_ratio:.3g} were asked for: use smaller heads, or more parameters"
+        )
+    return best
 
 
 def load_shapes(path: str, changes: Sequence[str] = ()) -> Shapes:

@@ -24,7 +24,7 @@ from cluster.settings import Settings, assign, make, read_yaml, refuse_other
 from pipeline.schema import DATASET_FILE
 from trainers.page import plot
 from trainers.recipe import TrainRecipe, from_mapping
-from trainers.scaling.law import UNDETERMINED, Law
+from trainers.scaling.law import Law, open_ones
 from trainers.train import TrainReport, train
 from trainers.workers import Crew, crewed
 
@@ -266,12 +266,10 @@ def _page(result: Mapping[str, Any]) -> str:
             f"<tr><td class=n>{n:,}<td class=n>{d:,}<td class=n>{loss:.4f}<td class=n>{said:.4f}"
             f"<td class=n>{said / loss - 1:+.2%}"
         )
-    spread = result["fit"]["intervals"]
     coefficients = [
-        f"<tr><td>{name}<td class=n>{value:.5g}<td class=n>{spread[name][0]:.5g} to {spread[name][1]:.5g}"
-        for name, value in result["fit"]["law"].items()
+        f"<tr><td>{name}<td class=n>{value:.5g}<td class=n>{spread}" for name, value, spread in _coefficients(result)
     ]
-    told = "" if law.determined else f"<p>{UNDETERMINED}.</p>"
+    told = "".join(f"<p>{line}.</p>" for line in open_ones(result["fit"].get("undetermined", ())))
     if larger:
         low, high = result["interval"]
         told += (
@@ -285,6 +283,14 @@ def _page(result: Mapping[str, Any]) -> str:
     form = "L = E + A/N<sup>α</sup> + B/D<sup>β</sup>"
     body = f"<h1>Scaling sweep</h1>{told}{shown}<h2>Runs</h2>{runs}<h2>{form}</h2>{fitted}"
     return document("scaling sweep · corpusmill", body)
+
+
+def _coefficients(result: Mapping[str, Any]) -> list[tuple[str, float, str]]:
+    """Name, value and interval of each coefficient, or that the runs leave it open."""
+    fitted = result["fit"]
+    spreads = {name: f"{low:.5g} to {high:.5g}" for name, (low, high) in fitted["intervals"].items()}
+    spreads |= dict.fromkeys(fitted.get("undetermined", ()), "not determined")
+    return [(name, value, spreads[name]) for name, value in fitted["law"].items()]
 
 
 def _valleys(result: Mapping[str, Any]) -> str:
@@ -308,7 +314,7 @@ def _best(result: Mapping[str, Any]) -> str:
 
 def summary(result: Mapping[str, Any]) -> list[str]:
     """The result for a terminal."""
-    law, spread = Law(**result["fit"]["law"]), result["fit"]["intervals"]
+    law = Law(**result["fit"]["law"])
     lines = [f"{'parameters':>12} {'tokens':>14} {'loss':>8} {'law':>8} {'off':>7}"]
     for point in result["points"]:
         said = float(law.loss(point["parameters"], point["tokens"]))
@@ -316,11 +322,9 @@ def summary(result: Mapping[str, Any]) -> list[str]:
             f"{point['parameters']:>12,} {point['tokens']:>14,} {point['loss']:>8.4f} {said:>8.4f} "
             f"{said / point['loss'] - 1:>+7.2%}"
         )
-    lines.append("L(N, D) = E + A/N^alpha + B/D^beta")
-    for name, value in result["fit"]["law"].items():
-        lines.append(f"  {name:<9} {value:>10.5g}   95 % {spread[name][0]:.5g} to {spread[name][1]:.5g}")
-    if not law.determined:
-        lines.append(UNDETERMINED)
+    lines.append("L(N, D) = E + A/N^alpha + B/D^beta, with 95 % intervals")
+    lines += [f"  {name:<9} {value:>10.5g}   {spread}" for name, value, spread in _coefficients(result)]
+    lines += open_ones(result["fit"].get("undetermined", ()))
     if "isoflop" in result:
         lines.append(_best(result))
     if "larger" in result:

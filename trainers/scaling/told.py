@@ -20,71 +20,107 @@ def scale(options: argparse.Namespace) -> int:
     return 0
 
 
-def _fit(options: argparse.Namespace) -> list[str]:
-    from trainers.scaling.command import COEFFICIENTS, fit_law
-    from trainers.scaling.law import UNDETERMINED, Law
+def _columns(options: argparse.Namespace) -> dict[str, str]:
+    """What --column says: {"loss": "val_loss"}."""
+    from trainers.scaling.table import NAMES
 
-    found = fit_law(options.file, drop_worst=options.drop_worst, where=options.where)
-    if options.out:
-        Path(options.out).write_text(json.dumps(found))
+    named = {}
+    for text in options.column:
+        key, sign, name = text.partition("=")
+        if not sign or key not in NAMES:
+            raise RecipeError(f"--column {text}: expected KEY=COLUMN, where KEY is one of {', '.join(NAMES)}")
+        named[key] = name
+    return named
+
+
+def _written(options: argparse.Namespace, found: Any) -> list[str]:
+    """The answer as JSON where --out says so, and a line about it."""
+    if not options.out:
+        return []
+    Path(options.out).write_text(json.dumps(found) + "\n", encoding="utf-8")
+    return [f"written to  {options.out}"]
+
+
+def _fit(options: argparse.Namespace) -> list[str]:
+    from trainers.scaling.command import fit_law
+    from trainers.scaling.law import open_ones
+
+    found = fit_law(
+        options.file,
+        drop_worst=options.drop_worst,
+        tied=options.tied,
+        where=options.where,
+        columns=_columns(options),
+    )
     values = {**found["law"], "exponent": found["exponent"]}
     lines = [f"L(N, D) = E + A/N^alpha + B/D^beta over {found['runs']} runs; objective {found['objective']:.6g}"]
-    for name in COEFFICIENTS:
-        low, high = found["intervals"][name]
-        lines.append(f"  {name:<9} {values[name]:>10.5g}   95 % {low:.5g} to {high:.5g}")
-    if not Law(**found["law"]).determined:
-        lines.append(f"  {UNDETERMINED}")
-    lines.append("  (exponent: of compute in the best N)" + (f"; written to {options.out}" if options.out else ""))
-    return lines
+    lines.append("columns     " + ", ".join(f"{key}: {name}" for key, name in found["columns"].items()))
+    if found["left_out"]:
+        lines.append(f"left out    {found['left_out']} rows that equal another one in every cell")
+    if found["repeating"]:
+        lines.append(
+            f"repeated    {found['repeating']} runs saw tokens again, which this law takes for new ones: see `scale "
+            "repeated`"
+        )
+    for name, (low, high) in found["intervals"].items():
+        spread = "not determined" if name in found["undetermined"] else f"95 % {low:.5g} to {high:.5g}"
+        lines.append(f"  {name:<9} {values[name]:>10.5g}   {spread}")
+    lines.append("  (exponent: of compute in the best N)")
+    lines.append(f"off by      {found['error']['mean']:.2%} on average, {found['error']['largest']:.2%} at most")
+    return [*lines, *open_ones(found["undetermined"]), *_written(options, found)]
 
 
 def _isoflop(options: argparse.Namespace) -> list[str]:
     from trainers.scaling.command import fit_isoflop
 
-    found = fit_isoflop(options.file, options.method, options.where)
-    if options.out:
-        Path(options.out).write_text(json.dumps(found))
+    found = fit_isoflop(options.file, options.method, options.where, _columns(options))
     sizes, losses = found["sizes"], found["losses"]
+    spread = "two budgets tell no interval"
+    if sizes["interval"]:
+        spread = "exponent 95 % {:.4f} to {:.4f}".format(*sizes["interval"])
     lines = [
-        f"best N = {sizes['coefficient']:.4g} · C^{sizes['exponent']:.4f}   (R² {sizes['r2']:.4f})",
+        f"best N = {sizes['coefficient']:.4g} · C^{sizes['exponent']:.4f}   (R² {sizes['r2']:.4f}; {spread})",
         f"its loss = {losses['coefficient']:.4g} · C^{losses['exponent']:.4f}   (R² {losses['r2']:.4f})",
     ]
     lines += [f"  C {v['flops']:.3g}: N {v['parameters']:.4g}, loss {v['loss']:.4f}" for v in found["valleys"]]
-    return lines
+    return [*lines, *_written(options, found)]
 
 
 def _kaplan(options: argparse.Namespace) -> list[str]:
     from trainers.scaling.command import fit_single
 
-    found = fit_single(options.file, options.where)
-    if options.out:
-        Path(options.out).write_text(json.dumps(found))
+    found = fit_single(options.file, options.where, _columns(options))
     lines = ["L = (scale / x)^exponent through the runs that no smaller x beats"]
     for name, law in found.items():
+        low, high = law["interval"]
         lines.append(
-            f"  {name:<10} exponent {law['exponent']:.4f}   scale {law['scale']:.4g}   R² {law['r2']:.4f} over "
-            f"{law['points']:g} runs"
+            f"  {name:<10} exponent {law['exponent']:.4f}   95 % {low:.4f} to {high:.4f}   scale {law['scale']:.4g}   "
+            f"R² {law['r2']:.4f}   {law['points']} of {law['values']} values"
         )
-    return lines
+    lines += [
+        f"{name}: losses without any order give as many with probability {law['chance']:.0%}; read nothing into it"
+        for name, law in found.items()
+        if law["chance"] > 0.05
+    ]
+    return [*lines, *_written(options, found)]
 
 
 def _repeated(options: argparse.Namespace) -> list[str]:
     from trainers.scaling.command import fit_repeated
+    from trainers.scaling.law import open_ones
 
-    before = None if options.law is None else {"law": "c4"} if options.law == "c4" else _law(options.law)
-    found = fit_repeated(options.file, before, options.where)
-    if options.out:
-        Path(options.out).write_text(json.dumps(found))
+    before = None if options.law is None else _law(options.law)
+    found = fit_repeated(options.file, before, options.where, _columns(options))
     law = "   ".join(f"{name} {value:.5g}" for name, value in found["law"].items())
-    wild = [name for name in ("data_decay", "size_decay") if not 1e-2 < found[name] < 1e3]
-    doubt = [f"  {' and '.join(wild)} are not determined by these runs: do their losses fit the law?"] if wild else []
-    return [
-        f"{found['runs']} runs, {found['repeating']} of them with repeated data; held against {law}",
-        f"  R_D* {found['data_decay']:.4g}   (passes over the same tokens after which more are worth little)",
-        f"  R_N* {found['size_decay']:.4g}   (the same for parameters beyond what the unique tokens call for)",
-        *doubt,
-        f"  mean absolute error {found['error']:.4f} nats" + (f"; written to {options.out}" if options.out else ""),
-    ]
+    lines = [f"{found['runs']} runs, {found['repeating']} of them with repeated data; held against {law}"]
+    for name, sign, told in (
+        ("data_decay", "R_D*", "passes over the same tokens after which more are worth little"),
+        ("size_decay", "R_N*", "the same for parameters beyond what the unique tokens call for"),
+    ):
+        low, high = found["intervals"][name]
+        lines.append(f"  {sign} {found[name]:.4g}   95 % {low:.4g} to {high:.4g}   ({told})")
+    lines.append(f"  mean absolute error {found['error']['nats']:.4f} nats")
+    return [*lines, *open_ones(found["undetermined"]), *_written(options, found)]
 
 
 def _emergence(options: argparse.Namespace) -> list[str]:
@@ -92,17 +128,19 @@ def _emergence(options: argparse.Namespace) -> list[str]:
     from trainers.scaling.emergence import study_files
 
     found = study_files(options.file, options.runs, options.scale, options.task, options.where)
-    lines = [f"{'task':<40} {'verdict':<9} {'rise at':>9} {'10-90 %':>8} {'breakthrough':>13} {'smooth 10-90 %':>15}"]
+    lines = [f"{'task':<40} {'verdict':<8} {'half at':>9} {'gain':>7} {'scatter':>7} {'10-90 %':>8} {'smooth':>7}"]
     for row in found.rows:
-        verdict = "apparent" if row["apparent"] else "sudden" if row["sudden"] else "even"
-        soft = "none" if row["smooth_width"] is None else f"{row['smooth_width']:.0%}"
+        soft = "" if row["smooth_width"] is None else f"{row['smooth_width']:.0%}"
+        place = "" if row["verdict"] == "none" else f"{row['at']:.3g}"
         lines.append(
-            f"{row['task']!s:<40.40} {verdict:<9} {row['at']:>9.3g} {row['width']:>8.0%} "
-            f"{row['breakthroughness']:>13.1f} {soft:>15}"
+            f"{row['task']!s:<40.40} {row['verdict']:<8} {place:>9} {row['gain']:>7.3g} {row['scatter']:>7.2g} "
+            f"{row['width']:>8.0%} {soft:>7}"
         )
     lines += [
-        f"10-90 %: the part of the axis ({found.scale}, logarithmic) over which most of the rise comes",
-        "sudden: at most 30 % of it for a rise of .1 or more; apparent: sudden, while the smooth metric rises evenly",
+        f"10-90 %: the part of the axis ({found.scale}, logarithmic) that most of the rise takes",
+        "smooth: the same of the smooth metric",
+        "sudden: at most 30 %, and far beyond the scatter between models; unclear: so, but within it;",
+        "apparent: sudden, while the smooth metric rises evenly; none: a rise below .1",
     ]
     if options.out:
         body = "".join(_drawn(found, str(row["task"])) for row in found.rows)
@@ -128,16 +166,26 @@ def _escaped(lines: list[str]) -> str:
 
 
 def _law(path: str) -> dict[str, Any]:
+    from trainers.scaling.command import PUBLISHED
+    from trainers.scaling.law import Law
+
+    if path in PUBLISHED:
+        return PUBLISHED[path]
     try:
-        found: dict[str, Any] = json.loads(Path(path).read_text())
-        _ = found["law"]
-    except (OSError, ValueError, KeyError):
-        raise DataError(f"{path}: not a law; write one with `corpusmill scale fit TABLE --out law.json`") from None
+        found: dict[str, Any] = json.loads(Path(path).read_text(encoding="utf-8"))
+        found = found.get("fit", found)  # a sweep.json holds one, too
+        Law(**found["law"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise DataError(
+            f"{path}: not a law; write one with `corpusmill scale fit TABLE --out law.json`, or name a published one: "
+            f"{', '.join(PUBLISHED)}"
+        ) from None
     return found
 
 
 def _plan(options: argparse.Namespace) -> list[str]:
     from trainers.scaling.command import plan
+    from trainers.scaling.law import open_ones
 
     found = plan(
         _law(options.file),
@@ -155,7 +203,7 @@ def _plan(options: argparse.Namespace) -> list[str]:
     lines.append(f"compute     {found['flops']:.4g} FLOP, {found['tokens_per_parameter']:.1f} tokens per parameter")
     if found["extrapolates"]:
         lines.append(f"outside of the runs that were fitted: {', '.join(found['extrapolates'])}")
-    return lines
+    return [*lines, *open_ones(found["undetermined"]), *_written(options, found)]
 
 
 def _compare(options: argparse.Namespace) -> list[str]:
@@ -163,14 +211,16 @@ def _compare(options: argparse.Namespace) -> list[str]:
 
     if not options.runs:
         raise RecipeError("scale compare: give the law and a table of runs")
-    rows = predicted_against_measured(_law(options.file), options.runs)
+    rows = predicted_against_measured(_law(options.file), options.runs, options.where, _columns(options))
     lines = [f"{'parameters':>12} {'tokens':>12} {'predicted':>10} {'measured':>9} {'error':>8}"]
     for row in rows:
         lines.append(
             f"{row['parameters']:>12.4g} {row['tokens']:>12.4g} {row['predicted']:>10.4f} {row['measured']:>9.4f}"
             f" {row['error']:>+8.2%}"
         )
-    return lines
+    off = [abs(row["error"]) for row in rows]
+    lines.append(f"off by {sum(off) / len(off):.2%} on average, {max(off):.2%} at most")
+    return [*lines, *_written(options, rows)]
 
 
 def _sweep(options: argparse.Namespace) -> list[str]:

@@ -66,12 +66,12 @@ def test_one_size_or_one_length_gives_no_law_of_both(tmp_path):
     (tmp_path / "runs.csv").write_text(
         "parameters,tokens,loss\n" + "".join(f"1e6,{d}e6,{9 - d}\n" for d in range(1, 8))
     )
-    with pytest.raises(DataError, match="7 runs of 1 sizes and 7 lengths"):
+    with pytest.raises(DataError, match=r"7 runs of 1 sizes and 7 lengths.*2 sizes and 2 lengths"):
         command.fit_law(str(tmp_path / "runs.csv"))
     with pytest.raises(RecipeError, match="drop-worst 3 of 7 runs: 6 or more"):
         command.fit_law(str(tmp_path / "runs.csv"), drop_worst=3)
     (tmp_path / "one.csv").write_text("parameters,tokens,loss\n1e6,1e6,3\n")
-    with pytest.raises(DataError, match="at least 6 runs; found"):
+    with pytest.raises(DataError, match=r"1 runs of 1 sizes .* need 6 runs or more"):
         command.fit_law(str(tmp_path / "one.csv"))
     with pytest.raises(DataError, match="1 runs at 1 budgets, of which 0 have 3"):
         command.fit_isoflop(str(tmp_path / "one.csv"))
@@ -92,6 +92,19 @@ def test_laws_of_one_variable_go_through_the_frontier(tmp_path):
     (tmp_path / "runs.csv").write_text("\n".join(rows))
     law = command.fit_single(str(tmp_path / "runs.csv"))["parameters"]
     assert (law["exponent"], law["scale"], law["points"]) == pytest.approx((0.08, 1e13, 12))
+    assert law["chance"] < 1e-8
+
+
+def test_a_frontier_through_noise_is_told_from_a_law(tmp_path):
+    rng, chances = np.random.default_rng(0), []
+    for _ in range(40):
+        rows = "".join(f"{n},1e9,{loss}\n" for n, loss in zip(range(1, 13), rng.uniform(2, 4, 12), strict=True))
+        (tmp_path / "runs.csv").write_text("N,D,loss\n" + rows)
+        try:
+            chances.append(command.fit_single(str(tmp_path / "runs.csv"))["parameters"]["chance"])
+        except DataError:  # fewer than 3 on it
+            chances.append(1.0)
+    assert np.mean(np.array(chances) <= 0.05) <= 0.1
 
 
 def test_two_setups_in_one_curve_are_refused_and_one_can_be_chosen(tmp_path):
@@ -122,9 +135,54 @@ def test_a_law_of_repeated_data_is_fitted_and_planned_with(tmp_path):
     path.write_text("\n".join(rows))
     found = command.fit_repeated(str(path), {"law": vars(LAW)})
     assert (found["data_decay"], found["size_decay"]) == pytest.approx((12.0, 6.0), rel=0.02)
-    assert found["error"] < 1e-3
+    assert found["error"]["nats"] < 1e-3
     planned = command.plan(found, parameters=3e8, tokens=2e10, unique_tokens=1e9)
     assert planned["loss"] == pytest.approx(float(truth.loss(3e8, 2e10, 1e9)), rel=1e-3)
     path.write_text("\n".join(row for row in rows if row.split(",")[1:2] == row.split(",")[2:3] or "loss" in row))
     with pytest.raises(DataError, match="none of 60 runs repeats data"):
         command.fit_repeated(str(path))
+
+
+def test_a_prediction_for_repeated_tokens_counts_them_so(tmp_path):
+    truth = RepeatedLaw(LAW, 12.0, 6.0)
+    loss = float(truth.loss(3e8, 2e10, 1e9))
+    (tmp_path / "runs.csv").write_text(f"parameters,tokens,unique_tokens,loss\n3e8,2e10,1e9,{loss}\n")
+    fitted = {"law": vars(LAW), "data_decay": 12.0, "size_decay": 6.0}
+    row = command.predicted_against_measured(fitted, str(tmp_path / "runs.csv"))[0]
+    assert row["predicted"] == pytest.approx(loss)
+
+
+def test_the_published_law_gives_its_published_losses():
+    planned = command.plan(command.PUBLISHED["c4"], parameters=6.34e9, tokens=242e9, unique_tokens=25e9)
+    assert planned["loss"] == pytest.approx(2.2256440889984477, abs=1e-12)
+
+
+def test_what_is_open_in_a_law_is_told_with_its_plans(tmp_path):
+    rows = [(n, d, float(LAW.loss(n, d))) for n in (1e7, 1e8) for d in np.geomspace(1e9, 1e11, 6)]
+    (tmp_path / "runs.csv").write_text("N,D,loss\n" + "".join(f"{n},{d},{loss}\n" for n, d, loss in rows))
+    found = command.fit_law(str(tmp_path / "runs.csv"), samples=5)
+    assert found["undetermined"] == ["E", "A", "alpha"]
+    assert command.plan(found, flops=1e20)["undetermined"] == ["E", "A", "alpha"]
+    assert found["columns"] == {"parameters": "N", "tokens": "D", "loss": "loss"}
+    assert found["error"]["largest"] < 1e-6
+
+
+def test_a_plan_is_for_compute_or_for_size_and_length(fitted):
+    with pytest.raises(RecipeError, match="either flops, or both"):
+        command.plan(fitted, flops=1e20, parameters=1e9)
+    rising = {"law": {"E": 2.0, "A": 1.0, "B": 1.0, "alpha": -0.1, "beta": 0.2}}
+    with pytest.raises(DataError, match="no size is best for a budget"):
+        command.plan(rising, flops=1e20)
+    some = {**fitted, "samples": [*fitted["samples"], rising["law"]]}
+    assert command.plan(some, flops=1e20)["intervals"] == command.plan(fitted, flops=1e20)["intervals"]
+
+
+def test_budgets_of_whole_steps_are_the_same_budget(tmp_path):
+    rows = ["N,D,loss"]
+    for c, best in ((1e16, 1e6), (1e17, 4e6), (1e18, 1.6e7)):
+        for n in best * np.array([0.25, 0.5, 1, 2, 4]):
+            rows.append(f"{n},{round(c / 6 / n, -7)},{3 + 0.1 * np.log(n / best) ** 2}")  # steps of ten million tokens
+    (tmp_path / "curves.csv").write_text("\n".join(rows))
+    found = command.fit_isoflop(str(tmp_path / "curves.csv"))
+    assert len(found["valleys"]) == 3
+    assert found["sizes"]["exponent"] == pytest.approx(np.log10(4), abs=5e-3)

@@ -55,3 +55,10 @@ def test_a_power_law_is_found_again():
     law = power_law(x, 7.0 * x**-0.076)
     assert (law.coefficient, law.exponent, law.r2) == pytest.approx((7.0, -0.076, 1.0))
     assert law.at(1e5) == pytest.approx(7.0 * 1e5**-0.076)
+
+
+def test_the_interval_of_an_exponent_holds_it_as_often_as_it_says():
+    rng, x = np.random.default_rng(0), np.geomspace(1e3, 1e9, 6)
+    spreads = [power_law(x, 7.0 * x**-0.08 * np.exp(rng.normal(0, 0.02, 6))).interval for _ in range(400)]
+    assert 0.92 <= np.mean([low <= -0.08 <= high for low, high in spreads]) <= 0.98
+    assert power_law([1, 2], [3, 2]).interval is None

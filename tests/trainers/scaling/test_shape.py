@@ -28,6 +28,12 @@ def test_a_number_that_no_shape_has_is_refused_with_the_nearest():
         shape_of(100_000, 2, 128, 2.67, tolerance=0.02)
 
 
+def test_an_ffn_that_is_far_from_its_ratio_is_refused():
+    wanted = "4 layers with heads of 16 have 40,000 weights only with an FFN of 11.5 widths, where 2.67 were asked for"
+    with pytest.raises(RecipeError, match=wanted):
+        shape_of(40_000, 4, 16, 8 / 3, tolerance=0.02)
+
+
 def test_a_study_holds_all_shapes_side_by_side(crew, packed, tmp_path):
     base = {"data": str(packed), "schedule": {"rate": 1e-2, "warmup": 2}, "batch_rows": 12, "micro_rows": 6}
     settings = Shapes(
