@@ -117,6 +117,10 @@ def assign(raw: dict[str, Any], assignment: str) -> None:
         if not isinstance(step_list, list):
             continue
         chosen = _steps_named(step_list, path)
+        names, first = [_step_name(entry) for entry in step_list], path.partition(".")[0]
+        if chosen is None and "." in path and (first == "steps" or first not in raw) and all("." in n for n in names):
+            step = ".".join(path.removeprefix("steps.").split(".")[:2])
+            raise RecipeError(f"--set {assignment}: the recipe has no step named '{step}'{nearest(step, names)}")
         if chosen is not None:
             indices, field = chosen
             for index in indices:

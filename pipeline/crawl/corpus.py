@@ -38,8 +38,8 @@ _PIECE = 1 << 20
 class Corpus(Source):
     """Documents from JSONL, JSON arrays, CSV and TSV (plain, gz, zst, xz, bz2), Parquet or text (a file is a document).
 
-    The documents of other runs are such a corpus: `{path: "runs/*/documents/*.parquet", id_field: doc_id,
-    source_field: source}` puts several together, each made by its own recipe, and `why` finds them by the same doc_id.
+    The documents of other runs are such a corpus: `{path: "runs/{web,code}/documents/*.parquet", id_field: doc_id,
+    source_field: source}` puts two together, each made by its own recipe, and `why` finds them by the same doc_id.
     Files that other systems leave beside the data (`_SUCCESS`, `.part-0.crc`) are passed over.
     The first line of a CSV or TSV file names its columns; quoted fields may hold line ends (RFC 4180).
 
