@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import os
 import signal
 import sys
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     sys.path.insert(0, os.getcwd())  # a user's own rules lie beside the recipe
+    _hush()
     from cluster.errors import CorpusmillError
 
     try:
@@ -69,6 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 _ended_by: list[int] = []
+
+
+def _hush() -> None:
+    """No bars and warnings of libraries among what commands print; what matters reaches the user as an error."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("DeepSpeed").disabled = True  # transformers imports it; training is done by workers
 
 
 def _terminate(number: int, _: object) -> None:
@@ -217,7 +226,7 @@ def _plan(options: argparse.Namespace) -> int:
     from pipeline import recipe
     from pipeline.plan import plan
 
-    stages = plan(recipe.load(options.recipe, options.assignments))
+    stages = plan(recipe.load(options.recipe, options.assignments), options.out)
     for stage in stages:
         done = ""
         if options.out:

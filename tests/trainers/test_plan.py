@@ -63,6 +63,17 @@ def test_the_plan_counts_as_the_run_will(tmp_path, capsys):
     assert "steps      12 of 16 rows, about 3,840 tokens each; 1.9 passes" in told
 
 
+def test_the_plan_of_a_run_on_own_answers_counts_answers(tmp_path, capsys):
+    (tmp_path / "dataset.json").write_text(json.dumps({"rows": 9, "tokens": 900, "vocab_size": 99, "seq_len": 128}))
+    recipe = tmp_path / "grpo.yaml"
+    recipe.write_text(
+        f"trainer: grpo\ndata: {tmp_path}\nstart_from: {tmp_path}/later\nsteps: 3\nbatch_rows: 16\n"
+        "objective: {prompts: p.jsonl, rewards: {number: 1.0}, sampling: {samples: 4}}\n"
+    )
+    assert corpusmill.main(["plan", str(recipe)]) == 0, capsys.readouterr().err
+    assert "steps      3 of 16 answers to the prompts in p.jsonl\n" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("action", ACTIONS)
 def test_a_feedback_recipe_is_known_by_its_fields(action, capsys):
     assert corpusmill.main(["plan", f"recipes/feedback/{action}.yaml"]) == 0
