@@ -12,7 +12,10 @@ from pydantic import Field, PositiveInt, field_validator
 from cluster.errors import RecipeError, nearest
 from cluster.settings import Settings, assign, make, read_yaml, refuse_other
 
-TRAINERS = ("pretrain", "sft", "preference", "reward", "distill", "grpo", "ppo")
+TRAINERS = tuple(
+    file.stem for file in sorted(Path(__file__).parent.glob("*.py")) if "\nSETTINGS" in file.read_text(encoding="utf-8")
+)
+"""The algorithms: files with settings, roles and an objective (see objective.Start)."""
 
 
 class Continue(Settings):

@@ -8,13 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from steps.numbers import Numbers
 
 from pipeline.progress import Console
-from pipeline.recipe import Recipe, from_mapping
+from pipeline.recipe import from_mapping
 from pipeline.run import run
 
 README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
@@ -51,17 +48,3 @@ def test_packed_rows_train_with_transformers_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     losses = [float(value) for value in re.findall(r"'loss': '?([\d.]+)", done.stdout)]
     assert losses[-1] < losses[0]
-
-
-def test_the_filter_of_the_readme_filters(tmp_path: Path) -> None:
-    module: dict = {"__name__": "pipeline.filters.shouting"}
-    exec(compile(code("class Shouting"), "README.md", "exec"), module)  # our own text, not data
-    shouting = module["Shouting"]
-    made = Recipe(steps=(Numbers(files=1, per_file=10), shouting(max_upper=0.01)), workers=0)
-    assert run(made, str(tmp_path), console=Console(quiet=True)).stages[0]["kept"] == 10
-    from pipeline.step import Documents
-
-    docs = Documents(pa.RecordBatch.from_pydict({"text": ["ALL UPPER", "all lower"]}))
-    verdict = shouting().verdict(docs, shouting().scores(docs))
-    assert verdict.reason.tolist() == ["shouting", None]
-    assert pq.read_metadata(next((tmp_path / "documents").glob("*"))).num_rows == 10
