@@ -255,12 +255,12 @@ def _label(value: float, step: float, largest: float) -> str:
     """A tick's text; `step` decides how many digits are needed, `largest` the unit."""
     if abs(value) < step * 1e-6:
         return "0"
+    if largest < 0.01 or largest >= 1e15:
+        power = math.floor(math.log10(largest))
+        return f"{_plain(value / 10.0**power, step / 10.0**power)}e{power}"
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if largest >= 10 * size or (unit != "k" and largest >= size):
             return f"{_plain(value / size, step / size)}{unit}"
-    if largest < 0.01:
-        power = math.floor(math.log10(largest))
-        return f"{_plain(value / 10.0**power, step / 10.0**power)}e{power}"
     return _plain(value, step)
 
 
@@ -307,10 +307,10 @@ def _table(measured: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     for name in names:
         line = _curve(measured, name)
         best = None
-        if name == "validation" or name.partition("/")[0].endswith("_bpb"):
-            best = min(y for _, y in line)
-        elif "accuracy" in name or "reward" in name or name.endswith("margin"):
+        if "accuracy" in name or "reward" in name or name.endswith("margin"):
             best = max(y for _, y in line)
+        elif name == "validation" or (name.startswith("validation") and "/" in name) or name.endswith("_bpb"):
+            best = min(y for _, y in line)
         told = "" if best is None else f"{best:.4f}"
         rows.append(f"<tr><td>{html.escape(name)}<td class=n>{line[-1][1]:.4f}<td class=n>{told}")
     return f"<h2>Evaluation</h2>{table('<th>figure<th class=n>at the end<th class=n>best', rows)}"
