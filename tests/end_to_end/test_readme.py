@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
+from cluster.settings import make
 from pipeline.progress import Console
-from pipeline.recipe import from_mapping
+from pipeline.recipe import from_mapping, step_class
 from pipeline.run import run
 
-README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def code(containing: str) -> str:
@@ -48,3 +51,16 @@ def test_packed_rows_train_with_transformers_alone(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     losses = [float(value) for value in re.findall(r"'loss': '?([\d.]+)", done.stdout)]
     assert losses[-1] < losses[0]
+
+
+def test_the_page_for_other_pipelines_names_steps_and_settings_that_there_are() -> None:
+    page = (ROOT / "docs/from_datatrove.md").read_text("utf-8")
+    folders = "crawl|extract|clean|filters|dedup|tokens|pack"
+    named = re.findall(rf"`((?:{folders})\.[a-z_0-9]+)(?:: (\{{.*?\}}))?`", page)
+    assert len(named) > 30
+    sets = re.findall(r"^\| .*\| `(\{.*\})` \|$", page, re.MULTILINE)
+    assert len(sets) == 5
+    for name, settings in [*named, *(("crawl.corpus", text) for text in sets)]:
+        step = step_class(name)
+        if settings:
+            make(step, yaml.safe_load(settings), name)
