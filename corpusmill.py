@@ -122,6 +122,12 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("run", help="a run's folder")
     made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments", required=True)
 
+    made = verb(
+        "compare", _compare, "two corpus runs: settings, counts and reasons that differ, documents of one alone"
+    )
+    made.add_argument("first", help="a run's folder")
+    made.add_argument("second", help="another one's")
+
     made = verb("steps", _steps, "list the steps and training blocks that recipes can name; with a name, its settings")
     made.add_argument("name", nargs="?", help="filters.gopher_quality, train, train.engine, trainer.ppo, …")
 
@@ -268,6 +274,14 @@ def _whatif(options: argparse.Namespace) -> int:
     from pipeline.whatif import whatif
 
     print("\n".join(whatif(options.run, options.assignments)))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from pipeline.compare import compare
+
+    for line in compare(options.first, options.second):
+        print(line)
     return 0
 
 
