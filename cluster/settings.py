@@ -44,7 +44,7 @@ def make(cls: type[S], fields: Mapping[str, Any] | None, where: str) -> S:
             elif problem["type"] == "missing":
                 lines.append(f"{where}: setting '{name}' is required")
             else:
-                wrong.setdefault(name, ([], problem["input"]))[0].append(problem["msg"])
+                wrong.setdefault(name, ([], problem["input"]))[0].append(problem["msg"].removeprefix("Value error, "))
         for name, (messages, found) in wrong.items():
             lines.append(f"{where}: setting '{name}': {', or: '.join(messages)}; found {found!r}")
         raise RecipeError("\n".join(lines)) from None

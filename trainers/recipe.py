@@ -80,6 +80,8 @@ class TrainRecipe(Settings):
     @field_validator("trainer")
     @classmethod
     def _known(cls, name: str) -> str:
+        if name in ("dpo", "ipo", "simpo", "kto"):
+            raise ValueError(f"'{name}' is a loss: trainer: preference, objective: {{loss: {name}}}")
         if name not in TRAINERS:
             raise ValueError(f"no trainer named '{name}'{nearest(name, TRAINERS)}")
         return name

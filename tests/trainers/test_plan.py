@@ -44,7 +44,8 @@ def test_the_command_knows_every_feedback_action():
         ("engine.zero=7", "engine: setting 'zero'"),
         ("objective.validation_row=3", "did you mean 'validation_rows'"),
         ("model.heads=7", "rotary positions need an even whole number"),
-        ("trainer=pretrian", "did you mean 'pretrain'"),
+        ("trainer=pretrian", "setting 'trainer': no trainer named 'pretrian'; did you mean 'pretrain'"),
+        ("trainer=dpo", "trainer: preference, objective: {loss: dpo}"),
         ("steps=10", "give one of steps, tokens, epochs"),
     ],
 )
