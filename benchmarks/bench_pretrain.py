@@ -2,11 +2,13 @@
 
     python benchmarks/bench_pretrain.py                          both shapes, the table of issue 7 (needs one GPU)
     python benchmarks/bench_pretrain.py --shapes 992m --rounds 3 --variants zero1+compile,plain
+    python benchmarks/bench_pretrain.py --variants plain,zero1+compile+2gpus,zero3+2gpus      several GPUs, per GPU
     python benchmarks/bench_pretrain.py --shapes tiny --device cpu      a look at the script itself
 
 The plain loop is a Llama written by hand below: the same attention kernel with the same document masks, the same
 chunked loss, float32 weights under autocast, fused AdamW, the whole model compiled. Every variant runs in a process of
-its own, all variants in turn, `--rounds` times; the table has the median over rounds of the steady steps.
+its own, all variants in turn, `--rounds` times; the table has the median over rounds of the steady steps. Variants of
+whole rows (one document fills each) are compared with the plain loop on whole rows, the others with it on packed ones.
 MFU counts 6 N per token and causal attention in full, skipped blocks included, against the device's dense bf16 peak.
 """
 
@@ -29,7 +31,15 @@ SHAPES = {
     "110m": ({"hidden_size": 768, "layers": 12, "heads": 12, "intermediate_size": 2048}, 32_000, 2048, 16),
     "tiny": ({"hidden_size": 64, "layers": 2, "heads": 4, "intermediate_size": 128}, 512, 256, 4),
 }
-VARIANTS = ("zero1+compile", "plain", "zero0+compile", "zero2+compile", "zero1", "zero3", "zero1+compile+whole_rows")
+VARIANTS = (
+    "plain", "zero1+compile", "zero0+compile", "zero2+compile", "zero1", "zero3", "plain+whole_rows",
+    "zero1+compile+whole_rows",
+)  # fmt: skip
+
+
+def gpus(variant: str) -> int:
+    """How many devices a variant asks for, as in zero1+2gpus."""
+    return next((int(part[:-4]) for part in variant.split("+") if part.endswith("gpus")), 1)
 
 
 def write_rows(folder: Path, vocabulary: int, seq_len: int, rows: int, mean_document: int | None) -> None:
@@ -73,11 +83,12 @@ def run_engine(data: str, shape: str, variant: str, steps: int, device: str) -> 
     settings, _, _, micro = SHAPES[shape]
     parts = variant.split("+")
     engine = {"zero": int(parts[0].removeprefix("zero")), "compile": "compile" in parts}
+    workers = gpus(variant)
     with tempfile.TemporaryDirectory() as out:
         report = train(
             {
-                "data": data, "model": settings, "engine": engine, "steps": steps, "batch_rows": micro,
-                "micro_rows": micro, "workers": 1, "device": device, "save": False, "export": False,
+                "data": data, "model": settings, "engine": engine, "steps": steps, "batch_rows": micro * workers,
+                "micro_rows": micro, "workers": workers, "device": device, "save": False, "export": False,
                 "schedule": {"rate": 1e-4, "warmup": 0}, "stall_seconds": 1800,
             },
             out,
@@ -230,7 +241,9 @@ def main() -> None:
 
         name = torch.cuda.get_device_name()
     lines = [f"Device: {name}. Steps {options.steps} per round, the second half counts; {options.rounds} rounds.", ""]
-    lines += ["| shape | variant | tokens/s | of plain | MFU | peak memory | expected | data wait | last loss |"]
+    lines += [
+        "| shape | variant | tokens/s and device | of plain | MFU | peak memory | expected | data wait | last loss |"
+    ]
     lines += ["|---|---|---|---|---|---|---|---|---|"]
     for shape in options.shapes.split(","):
         found: dict[str, list[dict]] = {}
@@ -253,13 +266,13 @@ def main() -> None:
                     print(
                         f"{shape} {variant}: {result['tokens_per_second']:,.0f} tokens/s", file=sys.stderr, flush=True
                     )
-        plain = statistics.median(r["tokens_per_second"] for r in found["plain"]) if "plain" in found else None
         for variant, results in found.items():
             speed = statistics.median(r["tokens_per_second"] for r in results)
             mfu = f"{statistics.median(r['mfu'] for r in results):.1%}" if results[0]["mfu"] else "–"
             memory = f"{results[0]['peak_memory'] / 2**30:.1f} GiB" if results[0]["peak_memory"] else "–"
             expected = f"{results[0]['expected_gib']:.1f} GiB" if results[0].get("expected_gib") else "–"
-            ratio = f"{speed / plain:.2f}" if plain else "–"
+            plain = found.get("plain+whole_rows" if "whole_rows" in variant else "plain")
+            ratio = f"{speed / statistics.median(r['tokens_per_second'] for r in plain):.2f}" if plain else "–"
             lines.append(
                 f"| {shape} | {variant} | {speed:,.0f} | {ratio} | {mfu} | {memory} | {expected} | "
                 f"{results[0]['wait_share']:.1%} | {results[0]['last_loss']:.3f} |"

@@ -1,13 +1,14 @@
 """What must hold on a GPU, checked on one in five to ten minutes by plain Python.
 
     python benchmarks/gpu_laws.py                  all laws
-    python benchmarks/gpu_laws.py --laws packed    one of: packed, zero, worker, driver, memory, sequence
-    python benchmarks/gpu_laws.py --device cpu --laws packed,zero,worker,driver,sequence     a look at the script itself
+    python benchmarks/gpu_laws.py --laws packed    one of: packed, zero, worker, driver, memory, sequence, world
+    python benchmarks/gpu_laws.py --device cpu --laws packed,zero,worker,driver,sequence,world    the script itself
 
 packed: losses and gradients of packed rows equal the sum over their documents alone, within bf16 rounding, for every
 attention kernel that is there. zero: a run that changes from ZeRO 1 to 3 at a checkpoint. worker, driver: kill -9 of
 either, then the losses of an undisturbed run bit for bit. sequence: two devices that share every row (Ulysses) train
-as one does, with each attention kernel (only where named; two GPUs). memory: the estimate against the measured peak,
+as one does, with each attention kernel (only where named; two GPUs). world: a run on two devices goes on with one and
+then with two again, on the very same rows (only where named; two GPUs). memory: the estimate against the measured peak,
 per shape, ZeRO stage, compile on and off. Prints one line per law; the exit code is the number of broken
 laws.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -118,17 +120,40 @@ def packed(folder: str, device: str) -> list[tuple[str, bool, str]]:
     return found
 
 
-def zero(data: str, device: str, out: str, whole: dict[int, float], crew: Any) -> tuple[str, bool, str]:
-    """Half a run with ZeRO 1, the other half with ZeRO 3."""
-    import shutil
+def stopped(run: Path, folder: Path, step: int) -> Path:
+    """A copy of a run as if it had ended after a checkpoint."""
+    shutil.copytree(run, folder, ignore=shutil.ignore_patterns("tensorboard"))
+    for path in (folder / "checkpoints").glob("step-*"):
+        if int(path.name[5:]) > step:
+            shutil.rmtree(path)
+    return folder
 
+
+def world(data: str, device: str, out: str, crew: Any) -> tuple[str, bool, str]:
+    """20 steps on two devices, 20 on one, 20 on two again, against 60 on two."""
+    from trainers.log import read_metrics
     from trainers.train import train
 
-    folder = Path(out, "one-to-three")
-    shutil.copytree(Path(out, "whole"), folder, ignore=shutil.ignore_patterns("tensorboard"))
-    for path in (folder / "checkpoints").glob("step-*"):
-        if int(path.name[5:]) > STEPS // 2:
-            shutil.rmtree(path)
+    def run(folder: Path, workers: int) -> dict[int, dict[str, Any]]:
+        train(recipe(data, device, workers=workers, steps=60), str(folder), crew=crew)
+        return {line["step"]: line for line in read_metrics(str(folder)) if "loss" in line}
+
+    two, one = Path(out, "two"), Path(out, "two-one")
+    whole = run(two, 2)
+    run(stopped(two, one, 20), 1)
+    moved = run(stopped(one, Path(out, "two-one-two"), 40), 2)
+    rows = all(moved[step][name] == whole[step][name] for step in whole for name in ("row", "tokens"))
+    worst = max(abs(moved[step]["loss"] / whole[step]["loss"] - 1) for step in whole)
+    good = rows and moved.keys() == whole.keys() and worst < 5e-3
+    told = f"rows and tokens of {len(whole)} steps {'equal' if rows else 'DIFFER'}, losses off by at most {worst:.1e}"
+    return "two devices, then one, then two", good, told
+
+
+def zero(data: str, device: str, out: str, whole: dict[int, float], crew: Any) -> tuple[str, bool, str]:
+    """Half a run with ZeRO 1, the other half with ZeRO 3."""
+    from trainers.train import train
+
+    folder = stopped(Path(out, "whole"), Path(out, "one-to-three"), STEPS // 2)
     report = train(recipe(data, device, engine={"zero": 3}), str(folder), crew=crew)
     after = losses(folder)
     worst = max(abs(after[step] / whole[step] - 1) for step in range(STEPS // 2 + 1, STEPS // 2 + 31))
@@ -287,6 +312,9 @@ def main() -> int:
         if "sequence" in laws:
             with Crew() as crew:
                 tell(shared_rows(data, options.device, out, crew))
+        if "world" in laws:
+            with Crew() as crew:
+                tell([world(data, options.device, out, crew)])
         if {"worker", "zero", "driver"} & set(laws):
             with Crew() as crew:
                 train(recipe(data, options.device), str(Path(out, "whole")), crew=crew)

@@ -28,7 +28,7 @@ from trainers.engine import Engine
 from trainers.ranks import Ranks
 
 FORMAT = "corpusmill.checkpoint/1"
-REGULAR, CORNER, FINAL = "regular", "corner", "final"
+REGULAR, KEPT, CORNER, FINAL = "regular", "kept", "corner", "final"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Place:
     tokens: int
     """Targets trained on so far."""
     kind: str = REGULAR
-    """regular, corner (before the decay: the trunk that runs continue from) or final."""
+    """regular, kept (a step of `save_at`), corner (before the decay: the trunk that runs continue from) or final."""
     optimizer_steps: dict[str, int] = field(default_factory=dict)
     """Per trained role."""
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -95,7 +95,7 @@ class Writer:
     """Saves the trained roles of one run. One save is in flight at most; a second one waits for it."""
 
     def __init__(self, folder: str, ranks: Ranks, *, keep: int, keep_every: int = 0):
-        """Keep the last `keep` regular checkpoints, each `keep_every`-th step, and every corner and final one."""
+        """Keep the last `keep` regular checkpoints, each `keep_every`-th step, and all others."""
         self.folder, self.ranks, self.keep, self.keep_every = folder, ranks, keep, keep_every
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None

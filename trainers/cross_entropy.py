@@ -37,6 +37,16 @@ def token_losses(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 4
     return torch.cat(pieces)
 
 
+def misses(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int = 4096) -> Tensor:
+    """1 for each position whose target is not the likeliest token, 0 elsewhere: [tokens] float32."""
+    pieces = []
+    for start in range(0, len(targets), chunk):
+        goals = targets[start : start + chunk]
+        likeliest = torch.nn.functional.linear(hidden[start : start + chunk], weight).argmax(-1)
+        pieces.append(((likeliest != goals) & (goals != IGNORE)).float())
+    return torch.cat(pieces)
+
+
 def _chunk_losses(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
     logits = _wide(torch.nn.functional.linear(hidden, weight))
     return torch.nn.functional.cross_entropy(logits, targets, ignore_index=IGNORE, reduction="none")

@@ -150,6 +150,12 @@ class Engine:
             "gradient_clipping": s.clip,
             "bf16": {"enabled": self.dtype == torch.bfloat16},
             "data_types": {"grad_accum_dtype": "fp32"},
+            # DeepSpeed switches off whatever autocast it is called under
+            "torch_autocast": {
+                "enabled": self._autocast,
+                "dtype": "bfloat16",
+                "lower_precision_safe_modules": [],
+            },
             "zero_optimization": zero,
             "zero_force_ds_cpu_optimizer": False,
             "zero_allow_untested_optimizer": True,
@@ -160,13 +166,7 @@ class Engine:
     # ---- forward, backward, step -------------------------------------------------------------------------------
 
     def __call__(self, batch: Batch, want: Want = "loss") -> Tensor:
-        with self._precision():
-            return call(self.engine, batch.to(self.ranks.device), want, tuned=self.tuning is not None)
-
-    def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        if self._autocast:
-            return torch.autocast(self.ranks.device.type, torch.bfloat16)
-        return contextlib.nullcontext()
+        return call(self.engine, batch.to(self.ranks.device), want, tuned=self.tuning is not None)
 
     @property
     def compute_dtype(self) -> torch.dtype:
@@ -180,6 +180,10 @@ class Engine:
     def train(self) -> None:
         """Forward passes of training follow."""
         self.engine.train()
+
+    def close(self) -> None:
+        """Let go of the model: DeepSpeed's gradient hooks hold it in cycles that Python cannot see."""
+        self.engine.destroy()
 
     def begin(self, count: float, micro_batches: int) -> None:
         """Start an optimiser step whose losses will sum `count` items over all its micro-batches and ranks."""

@@ -11,7 +11,7 @@ import torch
 
 from cluster.errors import RunError
 from trainers.batch import StepRows
-from trainers.checkpoint import CORNER, FINAL, REGULAR, Place, Writer
+from trainers.checkpoint import CORNER, FINAL, KEPT, REGULAR, Place, Writer
 from trainers.engine import Engine
 from trainers.log import Beat, Log, Spikes
 from trainers.objective import Blaming, Objective
@@ -123,9 +123,9 @@ def fit(
             beat.at("evaluate", step)
             _evaluate(objective, roles, step + 1, done, log)
             clock = time.perf_counter()
-        kind = FINAL if last else CORNER if step + 1 in (corner, *length.save_at) else REGULAR
+        kind = FINAL if last else CORNER if step + 1 == corner else KEPT if step + 1 in length.save_at else REGULAR
         if length.save and (kind != REGULAR or (length.checkpoint_every and (step + 1) % length.checkpoint_every == 0)):
-            due = CORNER if due == CORNER and not last else kind
+            due = max(due or REGULAR, kind, key=(REGULAR, KEPT, CORNER, FINAL).index)  # one may still be waiting
         if last and due:
             beat.at("checkpoint", step)
             _save(

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import threading
 import time
 from collections import deque
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 
 class Beat:
@@ -30,21 +33,37 @@ class Beat:
 
 
 class Spikes:
-    """Tells a loss that jumps out of its recent past: a bad row, or a run about to diverge."""
+    """Tells a loss that jumps out of its recent past: a bad row, or a run about to diverge.
+
+    The past is a straight line through the last steps, so that a loss which still falls hides no jump; a deviation is
+    the standard deviation from it, or 1 % of the loss where that is more.
+    """
 
     def __init__(self, window: int = 50, deviations: float = 6.0):
-        self.deviations = deviations
-        self._recent: deque[float] = deque(maxlen=window)
+        self.deviations, self.step, self.alarms = deviations, 0, 0
+        self._recent: deque[tuple[int, float]] = deque(maxlen=window)
 
     def check(self, loss: float) -> str | None:
-        """Why this loss is a spike against the last steps, or None. Spikes do not enter the window."""
-        past = list(self._recent)
-        if len(past) >= 20:
-            mean = sum(past) / len(past)
-            spread = max((sum((x - mean) ** 2 for x in past) / len(past)) ** 0.5, 0.01 * abs(mean))
-            if loss > mean + self.deviations * spread:
-                return f"loss {loss:.4f} is {(loss - mean) / spread:.1f} deviations above its last {len(past)} steps"
-        self._recent.append(loss)
+        """Why this loss is a spike against the last steps, or None.
+
+        Spikes do not become part of the past, until ten in a row are the new state of things.
+        """
+        self.step += 1
+        if len(self._recent) >= 20:
+            steps, past = np.array(self._recent).T
+            line = np.polynomial.Polynomial.fit(steps, past, 1)
+            expected = float(line(self.step))
+            spread = max(float(np.std(past - line(steps))), 0.01 * abs(float(past.mean())))
+            if loss > expected + self.deviations * spread:
+                self.alarms += 1
+                if self.alarms == 10:
+                    self._recent.clear()
+                return (
+                    f"loss {loss:.4f} is {(loss - expected) / spread:.1f} deviations above the line of its last "
+                    f"{len(past)} steps"
+                )
+        self.alarms = 0
+        self._recent.append((self.step, loss))
         return None
 
 
@@ -89,14 +108,20 @@ class Log:
 
 
 def _wandb_run(out: str) -> Any:
-    """A Weights & Biases run when it is installed and asked for by WANDB_PROJECT or WANDB_MODE, else None."""
+    """A Weights & Biases run when it is installed and asked for by WANDB_PROJECT or WANDB_MODE, else None.
+
+    OUT/wandb_id makes a resumed run go on in the same one.
+    """
     if not (os.environ.get("WANDB_PROJECT") or os.environ.get("WANDB_MODE")):
         return None
     try:
         import wandb
     except ImportError:
         return None
-    return wandb.init(dir=out, name=Path(out).name, resume="allow")
+    path = Path(out, "wandb_id")
+    if not path.is_file():
+        path.write_text(secrets.token_hex(4))
+    return wandb.init(dir=out, name=Path(out).name, id=path.read_text(), resume="allow")
 
 
 def read_metrics(out: str) -> list[dict[str, Any]]:

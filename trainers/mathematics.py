@@ -40,7 +40,7 @@ STARTING = 120.0
 def needed() -> None:
     """Raises RecipeError where the package is missing."""
     if find_spec("math_verify") is None:
-        raise RecipeError("rewards: mathematics needs the package math-verify: pip install 'corpusmill[math]'")
+        raise RecipeError("mathematics needs the package math-verify: pip install 'corpusmill[math]'")
 
 
 def equal(pairs: Sequence[tuple[str, str]], seconds: float) -> list[bool]:

@@ -116,24 +116,31 @@ def estimate(
 
     States, per weight: bf16 with ZeRO 0 trains float32 weights under autocast (4 + 2 for the cast copies, gradient 4,
     moments 8); with ZeRO 1 to 3 weights 2, master and moments 12 / world, gradient 2 for the one in flight and 4
-    for the float32 sum (4 / world from ZeRO 2 on). float32: weights 4, gradients 4, moments 8, and a second copy as
-    master from ZeRO 1 on. ZeRO 3 divides the weights too. Gradients of the step before are gone when a step begins.
+    for the float32 sum (4 / world from ZeRO 2 on), which ZeRO 1 and 3 hold all the time. float32: weights 4,
+    gradients 4, moments 8, and a second copy as master from ZeRO 1 on. ZeRO 3 divides the weights too, and gathers
+    them where there are several devices. Gradients of the step before are gone when a step begins.
 
     Of `parameters` only `trained` (None: all) have gradients, moments and masters.
 
-    Activations, bytes per token and block in bf16, from what autograd keeps (counted by saved-tensor hooks on a
-    transformers Llama): 20 h + 4 kv + 8 f, under autocast 30 h + 4 kv + 8 f; compiled 14 h + 6 kv + 6 f, because cheap
-    operations are computed again. With full recomputation 2 h, and one whole block.
+    Activations, bytes per token and block, from what lives at the peak (allocations traced on a GPU, a transformers
+    Llama): bf16 20 h + 4 kv + 8 f, compiled 12 h + 4 kv + 6 f, because cheap operations are computed again; under
+    autocast the residual stream is float32: 30 h + 4 kv + 8 f, compiled 16 h + 4 kv + 6 f; float32 throughout
+    32 h + 8 kv + 16 f, compiled 24 h + 8 kv + 12 f. With full recomputation the input alone, and one whole block. The
+    last norm: 8 h.
     """
     share = 1.0 / world
     trained = parameters if trained is None else trained
     wide = 2.0 if bf16 else 4.0
-    block: float = (30 if bf16 and zero == 0 else 20) * hidden + 4 * kv + 8 * ffn
-    if compiled:
-        block = 14 * hidden + 6 * kv + 6 * ffn
-    block = (block + 2 * masks) * tokens * wide / 2
-    kept = {"none": layers * block, "full": layers * wide * hidden * tokens + block}
-    kept["selective"] = (layers // 2) * (block + wide * hidden * tokens) + block
+    stream = 2.0 if bf16 and zero > 0 else 4.0  # bytes of a value of the residual stream
+    if not bf16:
+        block = 24.0 * hidden + 8 * kv + 12 * ffn if compiled else 32.0 * hidden + 8 * kv + 16 * ffn
+    elif zero == 0:
+        block = 16.0 * hidden + 4 * kv + 6 * ffn if compiled else 30.0 * hidden + 4 * kv + 8 * ffn
+    else:
+        block = 12.0 * hidden + 4 * kv + 6 * ffn if compiled else 20.0 * hidden + 4 * kv + 8 * ffn
+    block = (block + wide * masks) * tokens
+    kept = {"none": layers * block, "full": layers * stream * hidden * tokens + block}
+    kept["selective"] = (layers // 2) * (block + stream * hidden * tokens) + block
     if zero == 0:
         weights = parameters * (6.0 if bf16 else 4.0)
         gradients, optimizer = 4.0 * trained, 8.0 * trained
@@ -144,12 +151,14 @@ def estimate(
             gradients = 4.0 * trained * share + wide * trained / layers
         optimizer = 12.0 * trained * share
         if zero == 3:
-            weights = wide * (parameters * share + min(live, parameters))
+            weights = wide * (parameters * share + (min(live, parameters) if world > 1 else 0))
     if offload_optimizer:
         optimizer = 0.0
     if offload_weights:
         weights = wide * min(live, parameters)
-    held = 4.0 * trained * (share if zero >= 2 else 1.0) if accumulates or zero == 3 else 0.0
+    summed = accumulates or zero == 3 or (zero == 1 and bf16 and not offload_optimizer)
+    held = 4.0 * trained * (share if zero >= 2 else 1.0) if summed else 0.0
     chunk = min(loss_chunk, tokens)
-    head = 4.0 * vocabulary * hidden + chunk * vocabulary * (wide + 4.0) + wide * tokens * hidden
-    return Estimate(weights, gradients, held, optimizer, kept[recompute], head if loss_bytes is None else loss_bytes)
+    head = 4.0 * vocabulary * hidden + chunk * vocabulary * (2 * wide + 4.0) + wide * tokens * hidden
+    activations = kept[recompute] + 8.0 * hidden * tokens
+    return Estimate(weights, gradients, held, optimizer, activations, head if loss_bytes is None else loss_bytes)

@@ -327,14 +327,14 @@ class PackedLM(nn.Module):
         position_ids: Tensor,
         doc_index: Tensor,
         targets: Tensor,
-        want: Literal["loss", "token_losses", "logits", "scores"] = "loss",
+        want: Literal["loss", "token_losses", "misses", "logits", "scores"] = "loss",
         parts: Tensor | None = None,
     ) -> Tensor:
         """All inputs [rows, seq_len], `parts` [rows] (see Batch). Of a stretch of rows doc_index alone is whole.
 
         Returns by `want`: the sum of −log p(target) (scalar), the same per position [rows, seq_len] with 0 where there
-        is no target, logits [rows, seq_len, vocabulary], or sketched gradients of log p(target) with respect to the
-        output layer [rows, seq_len, SIZE²] (see scatter.py).
+        is no target, 1 per position whose target is not the likeliest token, logits [rows, seq_len, vocabulary], or
+        sketched gradients of log p(target) with respect to the output layer [rows, seq_len, SIZE²] (see scatter.py).
         """
         if position_ids is None or doc_index is None:
             raise DataError("packed rows need position_ids and doc_index: without them documents see each other")
@@ -363,7 +363,8 @@ class PackedLM(nn.Module):
             return cross_entropy.loss_sum(flat, head.weight, goals, self.loss_chunk)
         if want == "scores":
             return scatter.sketched_scores(flat, head.weight, goals, self.loss_chunk).unflatten(0, targets.shape)
-        return cross_entropy.token_losses(flat, head.weight, goals, self.loss_chunk).reshape(targets.shape)
+        each = cross_entropy.misses if want == "misses" else cross_entropy.token_losses
+        return each(flat, head.weight, goals, self.loss_chunk).reshape(targets.shape)
 
 
 def pick_attention(device: torch.device, wanted: Literal["auto"] | Attention = "auto") -> Attention:

@@ -79,7 +79,9 @@ def _curves(
     curves: dict[str, Line] = {"training": thinned(_curve(trained, "loss"))}
     plots = [plot(unit, curves | {name: _curve(measured, name) for name in losses})]
     if bits:
-        plots.append(plot("bits per byte", {name.removesuffix("_bpb"): _curve(measured, name) for name in bits}))
+        # after a place for the training curve, so that a data set has one colour in both plots
+        of_sets = {name.removesuffix("_bpb"): _curve(measured, name) for name in bits}
+        plots.append(plot("bits per byte", {"training": [], **of_sets}))
     grouped: dict[str, dict[str, Line]] = {}
     for name in names:
         column, slash, value = name.partition("/")
@@ -164,6 +166,7 @@ def plot(
     spreads the x axis. What lies far above the rest (the first steps of a training curve would flatten all others) is
     drawn on the upper edge, and the caption says how high it is."""
     curves = {name: [(x, y) for x, y in line if math.isfinite(x) and math.isfinite(y)] for name, line in curves.items()}
+    colours = {name: number for number, name in enumerate(curves)}
     curves = {name: line for name, line in curves.items() if line}
     if not curves:
         return ""
@@ -198,7 +201,8 @@ def plot(
         marks.append(f'<text x="{place:.1f}" y="{tall - foot + 15}" text-anchor="middle">{label}</text>')
     marks.append(f'<text x="{(wide + edge) / 2 - 6}" y="{tall - 6}" text-anchor="middle">{html.escape(across)}</text>')
     legend = []
-    for number, (name, line) in enumerate(curves.items()):
+    for name, line in curves.items():
+        number = colours[name]
         colour = f"var(--c{number % _COLOURS})"
         # more curves than colours: the next round is dashed
         dashes = (";stroke-dasharray:5 3", ";stroke-dasharray:2 2")[(number // _COLOURS - 1) % 2]
@@ -307,10 +311,11 @@ def _table(measured: Sequence[dict[str, Any]], names: Sequence[str]) -> str:
     for name in names:
         line = _curve(measured, name)
         best = None
-        if "accuracy" in name or "reward" in name or name.endswith("margin"):
-            best = max(y for _, y in line)
-        elif name == "validation" or (name.startswith("validation") and "/" in name) or name.endswith("_bpb"):
+        column, slash, value = name.partition("/")
+        if name == "validation" or column.endswith("_bpb") or f"{column}_bpb{slash}{value}" in names:
             best = min(y for _, y in line)
+        elif "accuracy" in name or "reward" in name or name.endswith("margin"):
+            best = max(y for _, y in line)
         told = "" if best is None else f"{best:.4f}"
         rows.append(f"<tr><td>{html.escape(name)}<td class=n>{line[-1][1]:.4f}<td class=n>{told}")
     return f"<h2>Evaluation</h2>{table('<th>figure<th class=n>at the end<th class=n>best', rows)}"

@@ -148,7 +148,8 @@ def planned(recipe: TrainRecipe, models: Mapping[str, str] | None = None) -> Ite
 
     Data and models that are not there yet are told, not refused; `models`: those that earlier stages will make.
     """
-    schedule = make(settings_of("train.schedule"), recipe.schedule, "schedule")
+    before = _old_recipe(recipe)
+    schedule = make(settings_of("train.schedule"), recipe.rates(before or {}), "schedule")
     engine = make(settings_of("train.engine"), recipe.engine, "engine")
     make(settings_of(f"trainer.{recipe.trainer}"), recipe.objective, "objective")
     model = None
@@ -187,7 +188,15 @@ def planned(recipe: TrainRecipe, models: Mapping[str, str] | None = None) -> Ite
         warmup = schedule.warmup_steps(steps)  # type: ignore[attr-defined]
         shape, rate = schedule.shape, schedule.rate  # type: ignore[attr-defined]
         decays = f", decays from step {corner:,} on" if corner < steps else ""
-        yield f"rate       {rate:g}, {shape}" + ("" if shape == "range" else f": {warmup:,} steps of warmup{decays}")
+        unknown = before is None and "rate" in recipe.rates({}) and "rate" not in recipe.schedule
+        told = "that of the old run" if unknown else f"{rate:g}"
+        yield f"rate       {told}, {shape}" + ("" if shape == "range" else f": {warmup:,} steps of warmup{decays}")
+
+
+def _old_recipe(recipe: TrainRecipe) -> dict[str, Any] | None:
+    """The recipe of the run that this one goes on from, if it is there."""
+    path = storage.join(storage.absolute(recipe.continue_.run), "recipe.yaml") if recipe.continue_ else ""
+    return read_yaml(path) if path and storage.exists(path) else None
 
 
 def _model_line(recipe: TrainRecipe, model: Any, vocabulary: int, models: Mapping[str, str]) -> str:

@@ -16,7 +16,7 @@ from trainers.blame import worst_rows
 from trainers.engine import Engine
 from trainers.evaluate import few_shot, generate, samples
 from trainers.evaluate.held_out import HeldOut, measure_all
-from trainers.evaluate.task import GENERATED, read_task
+from trainers.evaluate.task import GENERATED, read_tasks
 from trainers.model import PackedLM, load_tokenizer, pick_attention
 from trainers.objective import Loss, Objective, Start
 from trainers.policy_sampler import EngineSampler
@@ -58,7 +58,7 @@ class PretrainObjective:
         data, ranks, micro_rows = start.data, start.ranks, start.recipe.micro_rows
         self.loader = start.loader()
         self.settings, self.ranks = settings, ranks
-        tasks = [read_task(path, settings.task_items) for path in settings.tasks]
+        tasks = read_tasks(settings.tasks, settings.task_items)
         self.scored = [task for task in tasks if task.kind not in GENERATED]
         self.written = [task for task in tasks if task.kind in GENERATED]
         self.positions = positions(start.lm.config)

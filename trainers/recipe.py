@@ -11,6 +11,7 @@ from pydantic import Field, PositiveInt, field_validator
 
 from cluster.errors import RecipeError, nearest
 from cluster.settings import Settings, assign, make, read_yaml, refuse_other
+from trainers.schedule import Schedule
 
 TRAINERS = tuple(
     file.stem for file in sorted(Path(__file__).parent.glob("*.py")) if "\nSETTINGS" in file.read_text(encoding="utf-8")
@@ -24,7 +25,8 @@ class Continue(Settings):
     run: str = Field(description="folder of a training run, of its checkpoints, or of one of them (local or s3://)")
     at: Literal["corner", "final"] | int = Field(
         "corner",
-        description="corner: before the decay, at the stable rate; final: the decayed model, to re-warm; or a step",
+        description="corner: before the decay, by default at its rate without a warmup; final: the decayed model, to "
+        "re-warm; or a step",
     )
     rows: Literal["new", "next"] = Field(
         "new", description="new: those of `data`, from the first on; next: the old run's, from its first unseen one on"
@@ -54,7 +56,9 @@ class TrainRecipe(Settings):
 
     steps: int | None = Field(None, gt=0, description="optimiser steps; or give tokens or epochs")
     tokens: int | None = Field(None, gt=0, description="length of the run in tokens (padding not counted)")
-    epochs: float | None = Field(None, gt=0, description="passes over the data; 1 when nothing else is given")
+    epochs: float | None = Field(
+        None, gt=0, description="passes over `data`, replay not counted; 1 when nothing else is given"
+    )
     batch_rows: int = Field(64, gt=0, description="packed rows per optimiser step, over all devices")
     micro_rows: int = Field(8, gt=0, description="packed rows per forward pass of one device")
 
@@ -95,12 +99,19 @@ class TrainRecipe(Settings):
         return {self.data: 1.0} if isinstance(self.data, str) else dict(self.data)
 
     def total_steps(self, rows: int, tokens: int) -> int:
-        """Optimiser steps of the run over a data set of `rows` rows with `tokens` tokens."""
+        """Optimiser steps of the run over `data` of `rows` rows with `tokens` tokens, replayed rows beside them."""
         if self.steps is not None:
             return self.steps
         if self.tokens is not None:
             return max(1, round(self.tokens / (self.batch_rows * tokens / rows)))
-        return max(1, int(rows * (self.epochs or 1.0)) // self.batch_rows)
+        new = 1 - (self.continue_.replay if self.continue_ else 0.0)
+        return max(1, round(rows * (self.epochs or 1.0) / new) // self.batch_rows)
+
+    def rates(self, before: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Settings of the schedule; from the corner of a run on (`before`: its recipe), by default the rate there."""
+        if before is None or self.continue_ is None or self.continue_.at != "corner":
+            return self.schedule
+        return {"rate": make(Schedule, before.get("schedule", {}), "schedule").rate, "warmup": 0, **self.schedule}
 
     def check(self) -> None:
         """Refuse what cannot run, before anything starts. Raises RecipeError."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from trainers.batch import Batch
 
-Want = Literal["loss", "token_losses", "logits", "values", "states", "scores"]
+Want = Literal["loss", "token_losses", "misses", "logits", "values", "states", "scores"]
 
 
 class Role(Protocol):

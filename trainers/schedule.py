@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from cluster.errors import RecipeError
 from cluster.settings import Settings
 
 
 class Schedule(Settings):
-    """Warmup, then a shape. Shares are of all steps of the run; a whole number of 1 or more counts steps."""
+    """Warmup, then a shape. Shares are of all steps of the run; a whole number counts steps (1: one step)."""
 
     shape: Literal["wsd", "cosine", "linear", "inverse_sqrt", "constant", "range"] = Field(
         "wsd",
@@ -26,6 +26,13 @@ class Schedule(Settings):
         "linear", description="wsd: 1 - x, 1 - sqrt(x) or half a cosine over the decay"
     )
     final: float = Field(0.0, ge=0, le=1, description="rate at the end, as a share of the peak")
+
+    @field_validator("warmup", "decay")
+    @classmethod
+    def _whole(cls, length: float) -> float:
+        if length > 1 and not length.is_integer():
+            raise ValueError("a share below 1, or a whole number of steps")
+        return length
 
     def warmup_steps(self, steps: int) -> int:
         """Length of the warmup in a run of `steps`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Mapping
 from dataclasses import replace
@@ -35,12 +36,14 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
     """Train one rank to the end of the recipe. Returns its results as plain values."""
     recipe = from_mapping(raw)
     worker.beat.at("build", 0)
+    gc.collect()  # this process may have trained another run before, whose models lie in cycles
     if ranks.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(ranks.device)  # this process may have trained another run before
+        torch.cuda.reset_peak_memory_stats(ranks.device)
     old = origin(recipe)
     data = open_data(recipe, old[0] if old else None)
-    schedule = make(Schedule, recipe.schedule, "schedule")
-    steps = recipe.total_steps(data.rows, data.tokens)
+    schedule = make(Schedule, recipe.rates(old[0].recipe if old else None), "schedule")
+    given = [PackedRows(folder) for folder in recipe.folders()]  # without what is replayed
+    steps = recipe.total_steps(sum(one.rows for one in given), sum(one.tokens for one in given))
     schedule.check(steps)
     shape = old[0].shape if old else {"model": recipe.model, "start_from": recipe.start_from}
     lm = new_model(shape, data, recipe.seed)
@@ -105,6 +108,8 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
             write_export(trained["policy"], trained["policy"].module.lm, data.tokenizer, export_path, ranks)
         else:
             export_path = write_tuned(trained["policy"], recipe, shape, data, out, ranks)
+    for role in trained.values():
+        role.close()
     peak = torch.cuda.max_memory_allocated() if ranks.device.type == "cuda" else None
     if log:
         if peak:
@@ -127,6 +132,10 @@ def origin(recipe: TrainRecipe) -> tuple[Place, str] | None:
     if storage.exists(storage.join(folder, "checkpoint.json")):
         return checkpoint.read_place(folder), folder
     found = checkpoint.published(storage.join(folder, "checkpoints")) or checkpoint.published(folder)
+    if not found:
+        raise DataError(
+            f"continue: no checkpoint in {folder}; run: names a training run, its checkpoints, or one of them"
+        )
     kinds = [place.kind for place, _ in found]
     if isinstance(recipe.continue_.at, int):
         chosen = [entry for entry in found if entry[0].step == recipe.continue_.at]
@@ -135,8 +144,8 @@ def origin(recipe: TrainRecipe) -> tuple[Place, str] | None:
         return chosen[-1]
     if recipe.continue_.at not in kinds:
         raise DataError(
-            f"continue: {folder} has no '{recipe.continue_.at}' checkpoint, only "
-            f"{sorted(set(kinds)) or 'none at all'}; a corner is saved by runs with schedule.shape: wsd"
+            f"continue: {folder} has no '{recipe.continue_.at}' checkpoint, only {sorted(set(kinds))}; a corner is "
+            "saved by runs with schedule.shape: wsd"
         )
     return [entry for entry in found if entry[0].kind == recipe.continue_.at][-1]
 

@@ -83,8 +83,11 @@ def train(
     own = recipe.checkpoints and storage.absolute(recipe.checkpoints)
     shelf_folder = own or storage.join(folder, "checkpoints")
     recipe = recipe.model_copy(update={"data": data, "out": folder, "checkpoints": own})
+    if recipe.continue_ is not None:
+        there = recipe.continue_.model_copy(update={"run": storage.absolute(recipe.continue_.run)})
+        recipe = recipe.model_copy(update={"continue_": there})
     steps = recipe.total_steps(rows, tokens)
-    make(Schedule, recipe.schedule, "schedule").check(steps)
+    make(Schedule, recipe.rates({}), "schedule").check(steps)
     outlived(folder)
     _check_resume(recipe, shelf_folder)
     write(recipe, folder)

@@ -1,5 +1,6 @@
 """The engine in real process groups: gloo, one process per rank."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -60,6 +61,24 @@ class Rank:
         dtypes = {p.dtype for p in (*engine.module.parameters(), *frozen.model.parameters())}
         return dtypes, [dict(module.named_buffers()) for module in (engine.module, frozen.model)]
 
+    def bf16(self, port, stage):
+        """(dtype of a matrix product in the model, dtypes of the gradients that are stepped with)."""
+        from trainers import model, ranks
+        from trainers.batch import Rows, collate
+        from trainers.engine import Engine, EngineSettings
+        from trainers.model import ModelSettings, PackedLM
+        from trainers.pretrain import next_token_loss
+
+        group = ranks.join(0, 1, 0, "127.0.0.1", port, "cpu", 60)
+        lm = model.build(ModelSettings(**SHAPE.model_dump()), vocab_size=300, seq_len=64, seed=3, pad=0, eos=1)
+        engine = Engine(PackedLM(lm), EngineSettings(zero=stage, precision="bf16"), group, 4)
+        dtypes = []
+        lm.model.layers[0].mlp.up_proj.register_forward_hook(lambda _module, _given, out: dtypes.append(out.dtype))
+        batch = collate(Rows(np.arange(64, dtype=np.int64)[None], [np.array([64])], None))
+        engine.begin(batch.target_count(), 1)
+        engine.backward(next_token_loss(engine(batch), batch))
+        return dtypes[0], {gradient.dtype for _, gradient in engine.gradients()}
+
 
 @pytest.fixture(scope="module")
 def whole_gradient(packed):
@@ -115,5 +134,12 @@ def test_a_step_without_targets_is_refused():
         Engine.begin(object.__new__(Engine), 0.0, 1)
 
 
-def test_autocast_is_not_left_on():
-    assert not torch.is_autocast_enabled("cpu")
+@pytest.mark.parametrize("stage", [0, 1])
+def test_bf16_multiplies_in_bf16_and_keeps_float32_weights(local_ray, stage):
+    import ray
+
+    worker = ray.remote(Rank).options(num_cpus=0.1).remote()
+    multiplied, gradients = ray.get(worker.bf16.remote(ray.get(worker.address.remote()), stage), timeout=120)
+    ray.kill(worker)
+    assert multiplied == torch.bfloat16
+    assert gradients == {torch.float32}

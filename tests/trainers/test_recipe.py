@@ -59,3 +59,15 @@ def test_what_contradicts_is_refused():
 def test_the_recipe_survives_being_written():
     recipe = from_mapping({"data": {"a": 0.5, "b": 0.5}, "continue": {"run": "y", "at": 30}})
     assert from_mapping(recipe.plain()) == recipe
+
+
+def test_a_run_from_a_corner_keeps_its_rate_without_a_warmup_unless_it_says_otherwise():
+    before = {"schedule": {"rate": 7e-4, "warmup": 0.1, "decay": 0.5}}
+
+    def rates(at, **schedule):
+        return from_mapping({"data": "x", "schedule": schedule, "continue": {"run": "y", "at": at}}).rates(before)
+
+    assert rates("corner", decay=0.3) == {"rate": 7e-4, "warmup": 0, "decay": 0.3}
+    assert rates("corner", rate=1e-3, warmup=5) == {"rate": 1e-3, "warmup": 5}
+    assert rates("final", decay=0.3) == {"decay": 0.3}
+    assert from_mapping({"data": "x", "schedule": {"rate": 1e-3}}).rates(None) == {"rate": 1e-3}

@@ -1,10 +1,12 @@
 import itertools
+import math
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cluster.errors import RecipeError
+from cluster.settings import make
 from trainers.schedule import Schedule
 
 
@@ -61,3 +63,48 @@ def test_a_range_rises_evenly_in_the_logarithm():
     rates = [schedule.at(step, 31) for step in range(31)]
     assert (rates[0], rates[10], rates[20], rates[30]) == pytest.approx((1e-3, 1e-2, 1e-1, 1.0))
     assert schedule.corner(31) == 31
+
+
+FINAL, PEAK, WARMUP, DECAY, STEPS = 0.1, 3e-3, 50, 200, 1000
+FALLS = {
+    "linear": lambda x: 1 - x,
+    "sqrt": lambda x: 1 - math.sqrt(x),
+    "cosine": lambda x: 0.5 * (1 + math.cos(math.pi * x)),
+}
+
+
+def _falls(fall, step, first):
+    return PEAK * (FINAL + (1 - FINAL) * fall((step + 1 - first) / (STEPS - first)))
+
+
+@pytest.mark.parametrize("decay_shape", FALLS)
+def test_every_rate_of_a_wsd_run_is_its_formula(decay_shape):
+    schedule = Schedule(rate=PEAK, warmup=WARMUP, decay=DECAY, decay_shape=decay_shape, final=FINAL)
+    for step in range(STEPS):
+        expected = PEAK * min(1.0, (step + 1) / WARMUP)
+        if step >= STEPS - DECAY:
+            expected = _falls(FALLS[decay_shape], step, STEPS - DECAY)
+        assert schedule.at(step, STEPS) == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("shape", "after"),
+    [
+        ("cosine", lambda step: _falls(FALLS["cosine"], step, WARMUP)),
+        ("linear", lambda step: _falls(FALLS["linear"], step, WARMUP)),
+        ("inverse_sqrt", lambda step: PEAK * math.sqrt(WARMUP / (step + 1))),
+        ("constant", lambda step: PEAK),
+    ],
+)
+def test_every_rate_of_another_shape_is_its_formula(shape, after):
+    schedule = Schedule(shape=shape, rate=PEAK, warmup=WARMUP, final=FINAL)
+    for step in range(STEPS):
+        expected = PEAK * (step + 1) / WARMUP if step < WARMUP else after(step)
+        assert schedule.at(step, STEPS) == pytest.approx(expected, abs=1e-15)
+
+
+@pytest.mark.parametrize("field", ["warmup", "decay"])
+def test_a_part_of_a_step_is_refused(field):
+    with pytest.raises(RecipeError, match=f"schedule.*{field}.*whole number of steps; found 2.5"):
+        make(Schedule, {field: 2.5}, "schedule")
+    assert make(Schedule, {field: 20.0}, "schedule")

@@ -110,6 +110,36 @@ def test_a_run_without_a_corner_says_what_it_has(undisturbed, recipe, tmp_path, 
     del go_on["model"]
     with pytest.raises(DataError, match=r"has no 'corner' checkpoint, only \['final'\]"):
         train(go_on, str(tmp_path / "on"), crew=crew)
+    go_on["continue"] = {"run": str(tmp_path / "nowhere")}
+    with pytest.raises(DataError, match=r"continue: no checkpoint in .*nowhere; run: names a training run"):
+        train(go_on, str(tmp_path / "nothing"), crew=crew)
+
+
+def test_a_pass_over_the_new_data_is_one_whatever_is_replayed(undisturbed, recipe, tmp_path, packed_writer, crew):
+    whole, _ = undisturbed(recipe, 2)  # of 200 rows
+    new = packed_writer(tmp_path / "new", 54, seed=5)
+    go_on = recipe(data=str(new), schedule={}, export=False, **{"continue": {"run": str(whole), "replay": 0.25}})
+    del go_on["model"], go_on["steps"]
+    assert train(go_on, str(tmp_path / "on"), crew=crew).steps == 6  # 54 new rows and 18 old ones, 12 a step
+
+
+def test_a_run_goes_on_from_its_corner_at_its_rate_and_a_kept_step_is_none(recipe, tmp_path, crew):
+    """And both stay, whatever `keep` says."""
+    out = tmp_path / "run"
+    schedule = {"rate": 1e-3, "warmup": 0, "decay": 3}
+    train(recipe(save_at=(6,), checkpoint_every=1, keep=1, schedule=schedule, export=False), str(out), crew=crew)
+    abouts = [json.loads(path.read_text()) for path in sorted(out.glob("checkpoints/*/checkpoint.json"))]
+    assert [(about["step"], about["kind"]) for about in abouts] == [
+        (5, "corner"), (6, "kept"), (7, "regular"), (8, "final"),
+    ]  # fmt: skip
+    go_on = recipe(steps=10, schedule={}, export=False, **{"continue": {"run": os.path.relpath(out)}})
+    del go_on["model"]
+    train(go_on, str(tmp_path / "on"), crew=crew)
+    rates = [line["rate"] for line in read_metrics(str(tmp_path / "on")) if "rate" in line]
+    assert rates == pytest.approx([1e-3] * 8 + [5e-4, 0])  # the old run's, without a warmup
+    about = json.loads((tmp_path / "on/checkpoints/step-00000010/checkpoint.json").read_text())
+    assert about["optimizer_steps"] == {"policy": 15}
+    assert about["recipe"]["continue"]["run"] == str(out)
 
 
 def test_the_loss_falls_and_the_run_leaves_what_it_says(undisturbed, recipe):

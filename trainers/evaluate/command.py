@@ -9,7 +9,7 @@ import torch
 from cluster.errors import DataError, RecipeError
 from trainers.architecture import longest
 from trainers.evaluate import few_shot, generate
-from trainers.evaluate.task import GENERATED, read_task
+from trainers.evaluate.task import GENERATED, read_tasks
 from trainers.model import PackedLM, load, load_tokenizer, pick_attention
 from trainers.ranks import Ranks
 from trainers.roles import Frozen
@@ -43,7 +43,7 @@ def evaluate(
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    tasks = [read_task(path, limit) for path in paths]
+    tasks = read_tasks(paths, limit)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     lm, tokenizer = load(folder, dtype), load_tokenizer(folder)
@@ -56,8 +56,10 @@ def evaluate(
     figures: dict[str, float] = {}
     if scored := [task for task in tasks if task.kind not in GENERATED]:
         role = Frozen(PackedLM(lm, pick_attention(device)), device, dtype)
-        length = min(2048, positions)
-        figures |= few_shot.measure(role, scored, tokenizer, shots=shots, seq_len=length, micro_rows=4, ranks=alone)
+        figures |= few_shot.measure(
+            role, scored, tokenizer, shots=shots, seq_len=min(2048, positions), micro_rows=4, ranks=alone,
+            positions=positions,
+        )  # fmt: skip
     if written:
         sampler = Sampler(lm.config, tokenizer, device)
         sampler.take({name: value.detach().to(device) for name, value in lm.named_parameters()})

@@ -7,13 +7,14 @@ scored in one pass over them, by the same model call as training, on any number 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from trainers.batch import Batch, Rows, collate, filled_up, share_of
+from trainers.batch import IGNORE, Batch, Rows, collate, filled_up, share_of
 from trainers.evaluate.task import Task, shots_for
 from trainers.ranks import Ranks
 from trainers.roles import Role
@@ -30,13 +31,20 @@ class Request:
     size: int
     """Bytes of the continuation, for a score that does not favour short answers."""
 
+    @property
+    def columns(self) -> int:
+        """Positions that it takes in a row: its last token is only predicted, never read."""
+        return len(self.ids) - 1
+
 
 def requests(task: Task, tokenizer: Any, *, shots: int, seq_len: int, seed: int = 0) -> list[Request]:
     """All texts to score, k-shot prompts included; a prompt too long for a row loses shots, then its own beginning.
 
     Prompt and continuation are tokenised together, and the continuation is what follows the prompt's own tokens:
-    so no token pair is seen that the tokenizer would never give. Raises DataError when the task has too few shots.
+    so no token pair is seen that the tokenizer would never give. An empty prompt is the tokenizer's beginning or end of
+    text. Scores are those of lm-evaluation-harness, which does the same. Raises DataError when there are too few shots.
     """
+    nothing = tokenizer.eos_token_id if tokenizer.bos_token_id is None else tokenizer.bos_token_id
     made = []
     for number, item in enumerate(task.test):
         chosen = shots_for(task, number, shots, seed)
@@ -47,9 +55,11 @@ def requests(task: Task, tokenizer: Any, *, shots: int, seq_len: int, seed: int 
                 prompt = "".join(f"{_solved(shot)}\n\n" for shot in chosen[dropped:]) + item["prompt"].rstrip()
                 start = len(tokenizer(prompt, add_special_tokens=False).input_ids)
                 ids = tokenizer(prompt + _joined(item, text), add_special_tokens=False).input_ids
-                if len(ids) <= seq_len:
+                if not start:
+                    ids, start = [nothing, *ids], 1
+                if len(ids) <= seq_len + 1:
                     break
-            cut = max(0, len(ids) - seq_len)
+            cut = max(0, len(ids) - seq_len - 1)
             ids, start = ids[cut:], max(1, min(start - cut, len(ids) - cut - 1))
             made.append(Request(number, choice, ids, start, max(1, len(text.encode()))))
     return made
@@ -67,22 +77,33 @@ def _solved(item: dict[str, Any]) -> str:
 
 
 @torch.no_grad()
-def score(role: Role, asked: Sequence[Request], *, seq_len: int, micro_rows: int, ranks: Ranks) -> np.ndarray:
-    """Σ log p(continuation) per request, float64 [requests], the same on every rank. A collective."""
+def score(
+    role: Role,
+    asked: Sequence[Request],
+    *,
+    seq_len: int,
+    micro_rows: int,
+    ranks: Ranks,
+    want: Literal["token_losses", "misses"] = "token_losses",
+) -> np.ndarray:
+    """Σ log p(continuation) per request, float64 [requests], the same on every rank. A collective.
+
+    With "misses": 0 where every token of the continuation is the likeliest one, else less.
+    """
     rows: list[list[int]] = []
     room = 0
     for number, request in enumerate(asked):
-        if not rows or len(request.ids) > room:
+        if not rows or request.columns > room:
             rows.append([])
             room = seq_len
         rows[-1].append(number)
-        room -= len(request.ids)
+        room -= request.columns
     found = np.zeros(len(asked))
     for part in share_of(ranks.rank, ranks.world, len(rows), micro_rows):
         batch, places = _packed(asked, [rows[i] for i in part], seq_len)
-        losses = role(filled_up(batch, micro_rows, seq_len), "token_losses").double().cpu().numpy()
+        sums = role(filled_up(batch, micro_rows, seq_len), want).double().cpu().numpy()
         for number, row, first, end in places:
-            found[number] = -losses[row, first:end].sum()
+            found[number] = -sums[row, first:end].sum()
     return np.array(ranks.sum(found.tolist()))
 
 
@@ -90,32 +111,35 @@ def _packed(
     asked: Sequence[Request], rows: Sequence[Sequence[int]], seq_len: int
 ) -> tuple[Batch, list[tuple[int, int, int, int]]]:
     """The batch of some rows, and per request (number, row, first and end position whose targets are its own)."""
-    ids = np.zeros((len(rows), seq_len), np.int64)
-    mask = np.zeros((len(rows), seq_len), bool)
+    ids, targets = np.zeros((len(rows), seq_len), np.int64), np.full((len(rows), seq_len), IGNORE, np.int64)
     lengths, places = [], []
     for row, numbers in enumerate(rows):
         at = 0
         for number in numbers:
             request = asked[number]
-            end = at + len(request.ids)
-            ids[row, at:end] = request.ids
-            mask[row, at + request.start : end] = True
-            places.append((number, row, at + request.start - 1, end - 1))
+            first, end = at + request.start - 1, at + request.columns
+            ids[row, at:end] = request.ids[:-1]
+            targets[row, first:end] = request.ids[request.start :]
+            places.append((number, row, first, end))
             at = end
-        lengths.append(np.array([len(asked[number].ids) for number in numbers], np.int64))
-    return collate(Rows(ids, lengths, mask)), places
+        lengths.append(np.array([asked[number].columns for number in numbers], np.int64))
+    return replace(collate(Rows(ids, lengths, None)), targets=torch.from_numpy(targets)), places
 
 
-def summarise(task: Task, asked: Sequence[Request], scores: np.ndarray) -> dict[str, float]:
+def summarise(
+    task: Task, asked: Sequence[Request], scores: np.ndarray, misses: np.ndarray | None = None
+) -> dict[str, float]:
     """Figures of one task.
 
-    multiple choice: accuracy, accuracy_per_byte (scores divided by the bytes of each choice), log_likelihood of the
-    right choice (mean), brier = mean Σ_choices (p − 1[right])², p = softmax of the scores.
-    cloze: probability of the whole target (mean), log_likelihood (mean), bits_per_byte.
+    multiple choice: accuracy, accuracy_per_byte (scores over the bytes of each choice; acc_norm of the harness divides
+    by characters), log_likelihood of the right choice (mean), brier = mean Σ_choices (p − 1[right])², p = softmax of
+    the scores.
+    cloze: accuracy (targets of which every token is the likeliest one, by `misses`), probability of the whole target
+    (mean), log_likelihood (mean), bits_per_byte.
     """
     if task.kind == "cloze":
         sizes = sum(request.size for request in asked)
-        return {
+        return ({} if misses is None else {"accuracy": float((misses == 0).mean())}) | {
             "probability": float(np.exp(scores).mean()),
             "log_likelihood": float(scores.mean()),
             "bits_per_byte": float(-scores.sum() / np.log(2) / sizes),
@@ -141,12 +165,23 @@ def summarise(task: Task, asked: Sequence[Request], scores: np.ndarray) -> dict[
 
 
 def measure(
-    role: Role, tasks: Sequence[Task], tokenizer: Any, *, shots: int, seq_len: int, micro_rows: int, ranks: Ranks
+    role: Role,
+    tasks: Sequence[Task],
+    tokenizer: Any,
+    *,
+    shots: int,
+    seq_len: int,
+    micro_rows: int,
+    ranks: Ranks,
+    positions: int | None = None,
 ) -> dict[str, float]:
-    """{"TASK_accuracy": …} over tasks. A collective."""
+    """{"TASK_accuracy": …} over tasks. Rows have `seq_len` tokens, up to `positions` where a text is longer. A
+    collective."""
     figures: dict[str, float] = {}
     for task in tasks:
-        asked = requests(task, tokenizer, shots=shots, seq_len=seq_len)
-        scores = score(role, asked, seq_len=seq_len, micro_rows=micro_rows, ranks=ranks)
-        figures |= {f"{task.name}_{name}": value for name, value in summarise(task, asked, scores).items()}
+        asked = requests(task, tokenizer, shots=shots, seq_len=positions or seq_len)
+        length = max(seq_len, *(request.columns for request in asked))
+        run = partial(score, role, asked, seq_len=length, micro_rows=micro_rows, ranks=ranks)
+        told = summarise(task, asked, run(), run(want="misses") if task.kind == "cloze" else None)
+        figures |= {f"{task.name}_{name}": value for name, value in told.items()}
     return figures

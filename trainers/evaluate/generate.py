@@ -8,7 +8,7 @@ from typing import Any
 
 from cluster.errors import DataError
 from cluster.settings import make
-from trainers import cage
+from trainers import cage, mathematics
 from trainers.evaluate.task import Task, shots_for
 from trainers.ranks import Ranks
 from trainers.rewards import last_number
@@ -16,8 +16,8 @@ from trainers.rollout import Rollouts, Sampling
 
 STOPS = ("\nclass ", "\ndef ", "\n#", "\nif ", "\nprint(", "\n@", "\nassert ")
 """Where a function body that a base model writes is over (Chen et al. 2021, appendix)."""
-NEXT = "\nQuestion:"
-"""Where a base model has answered a word problem and invents the next one."""
+NEXT = {"number": "\nQuestion:", "mathematics": "\nProblem:"}
+"""Where a base model has answered a problem and invents the next one."""
 
 
 def solved(completion: str, reference: str) -> bool:
@@ -25,7 +25,7 @@ def solved(completion: str, reference: str) -> bool:
     expected = last_number(reference)
     if expected is None:
         raise DataError(f"reference answer without a number: {reference[:80]!r}")
-    got = last_number(completion.split(NEXT)[0])
+    got = last_number(completion.split(NEXT["number"])[0])
     return got is not None and abs(got - expected) < 1e-6
 
 
@@ -52,6 +52,9 @@ def question(task: Task, number: int, shots: int) -> list[str]:
     item, worked = task.test[number], shots_for(task, number, shots)
     if task.kind == "program":
         return [f"{one['prompt']}{one.get('canonical_solution', '')}\n\n" for one in worked] + [item["prompt"]]
+    if task.kind == "mathematics":
+        pieces = [f"Problem: {one['problem']}\nSolution: {one['solution']}\n\n" for one in worked]
+        return [*pieces, f"Problem: {item['problem']}\nSolution:"]
     solutions = [f"Question: {one['question']}\nAnswer: {one['answer']}\n\n" for one in worked]
     return [*solutions, f"Question: {item['question']}\nAnswer:"]
 
@@ -67,7 +70,9 @@ def asked(task: Task, tokenizer: Any, number: int, *, shots: int, room: int) -> 
 
 
 def check_room(tasks: Sequence[Task], *, tokens: int, positions: int) -> None:
-    """Raises DataError when no prompt would fit beside `tokens` new ones."""
+    """Raises DataError when no prompt would fit beside `tokens` new ones, RecipeError when a package is missing."""
+    if any(task.kind == "mathematics" for task in tasks):
+        mathematics.needed()
     if tasks and tokens >= positions:
         raise DataError(
             f"task {tasks[0].name}: answers of {tokens} tokens leave no room for a prompt in the model's {positions} "
@@ -97,7 +102,7 @@ def measure(
     for task in tasks:
         mine = range(ranks.rank, len(task.test), ranks.world)
         prompts = [asked(task, tokenizer, number, shots=shots, room=positions - tokens) for number in mine]
-        stops = STOPS if task.kind == "program" else (NEXT,)
+        stops = STOPS if task.kind == "program" else (NEXT[task.kind],)
         drawn = {"temperature": temperature, "samples": samples, "max_tokens": tokens, "stop": stops}
         sampling = make(Sampling, drawn, "evaluate")
         passed = dict.fromkeys(mine, 0)
@@ -106,7 +111,7 @@ def measure(
             passed[number] += right(task, task.test[number], tokenizer.decode(answer.tokens, skip_special_tokens=True))
         sums = [sum(pass_at(k, samples, count) for count in passed.values()) for k in (1, samples)]
         first, every = (value / len(task.test) for value in ranks.sum([float(value) for value in sums]))
-        name = "solved" if task.kind == "number" else "pass_at_1"
+        name = "pass_at_1" if task.kind == "program" else "solved"
         figures[f"{task.name}_{name}"] = first
         if samples > 1:
             figures[f"{task.name}_pass_at_{samples}"] = every
@@ -117,4 +122,6 @@ def right(task: Task, item: dict[str, Any], completion: str) -> bool:
     """Whether an answer solves its item."""
     if task.kind == "program":
         return cage.run(human_eval_program(item, completion)).passed
+    if task.kind == "mathematics":
+        return mathematics.equal([(item["solution"], completion.split(NEXT[task.kind])[0])], seconds=5.0)[0]
     return solved(completion, item["answer"])

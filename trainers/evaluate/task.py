@@ -5,8 +5,11 @@
     {"question", "answer": text with a number}            a word problem as in GSM8K, by a written solution
     {"prompt", "test", "entry_point"}                     a program as in HumanEval, by running it against its tests
 
-Items with "split": "train" are for the prompts' worked examples, all others are asked. A task may also be a folder with
-train.jsonl and test.jsonl.
+    {"problem", "solution"}                               mathematics as in MATH, by a written solution (math-verify)
+
+Rows of MMLU, CMMLU, ARC, HellaSwag, PIQA, BoolQ and LAMBADA are taken as they are published (shapes.py). Items with
+"split": "train" are for the prompts' worked examples, all others are asked. A task may also be a folder: test (or
+validation, val, dev) is asked, train (or dev) gives the examples, those of an item's own "subject" where it has one.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import gzip
 import io
 import json
 import lzma
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,11 +27,14 @@ import numpy as np
 
 from cluster.errors import DataError
 from trainers.answers import open_lines
+from trainers.evaluate.shapes import as_item
 
-Kind = Literal["multiple_choice", "cloze", "number", "program"]
-GENERATED: tuple[Kind, ...] = ("number", "program")
+Kind = Literal["multiple_choice", "cloze", "number", "mathematics", "program"]
+GENERATED: tuple[Kind, ...] = ("number", "mathematics", "program")
 """Kinds whose answers a model writes."""
 ENDINGS = (".jsonl", ".jsonl.gz", ".jsonl.xz", ".jsonl.zst")
+ASKED, SOLVED = ("test", "validation", "valid", "val", "dev"), ("train", "dev")
+"""Names of a folder's files: the first that is there is asked; the first other one gives the worked examples."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +53,11 @@ def read_task(path: str, limit: int = 0) -> Task:
     test: list[dict[str, Any]] = []
     kinds: dict[Kind, str] = {}
     for file, split in _files(path):
-        for place, item in _lines(file):
+        for place, row in _lines(file):
+            try:
+                item = as_item(row)
+            except ValueError as error:
+                raise DataError(f"{place}: {error}") from None
             kinds.setdefault(_kind(item, place), place)
             if len(kinds) > 1:
                 found = " and ".join(f"{kind} ({where})" for kind, where in kinds.items())
@@ -58,29 +68,54 @@ def read_task(path: str, limit: int = 0) -> Task:
     return Task(_stem(path), next(iter(kinds)), train, test[:limit] if limit else test)
 
 
+def read_tasks(paths: Sequence[str], limit: int = 0) -> list[Task]:
+    """Several tasks. Raises DataError when two have one name: their figures could not be told apart."""
+    tasks = [read_task(path, limit) for path in paths]
+    for task, path in zip(tasks, paths, strict=True):
+        same = [other for other, one in zip(paths, tasks, strict=True) if one.name == task.name]
+        if len(same) > 1:
+            raise DataError(f"{path}: {len(same)} tasks named {task.name}: {', '.join(same)}; rename a file or folder")
+    return tasks
+
+
 def shots_for(task: Task, number: int, shots: int, seed: int = 0) -> list[dict[str, Any]]:
     """The worked examples in front of test item `number`: drawn from the train items, for every item its own.
 
-    Programs have none where the task has no train items (HumanEval). Raises DataError when others have too few.
+    Those of the item's subject alone where there are enough, and never the item itself. Programs have none where the
+    task has no train items (HumanEval). Raises DataError when others have too few.
     """
-    if task.kind == "program" and not task.train:
+    if not shots or (task.kind == "program" and not task.train):
         return []
-    if shots > len(task.train):
+    item = task.test[number]
+    usable = [one for one in task.train if _question(one) != _question(item)]
+    if shots > len(usable):
         raise DataError(
-            f"task {task.name}: {shots} shots, but only {len(task.train)} train items; mark items with "
+            f"task {task.name}: {shots} shots, but only {len(usable)} train items; mark items with "
             '"split": "train", or give a folder with train.jsonl and test.jsonl'
         )
-    return [task.train[i] for i in np.random.default_rng([seed, number]).permutation(len(task.train))[:shots]]
+    of_subject = [one for one in usable if "subject" in item and one.get("subject") == item["subject"]]
+    pool = of_subject if len(of_subject) >= shots else usable
+    return [pool[i] for i in np.random.default_rng([seed, number]).permutation(len(pool))[:shots]]
+
+
+def _question(item: dict[str, Any]) -> Any:
+    return next((item[name] for name in ("prompt", "question", "problem") if name in item), None)
 
 
 def _files(path: str) -> list[tuple[Path, str]]:
     """(file, split): one file, or the train and test files of a folder."""
     if not Path(path).is_dir():
         return [(Path(path), "")]
-    found = [(Path(path, split + end), split) for split in ("train", "test") for end in ENDINGS]
-    found = [(file, split) for file, split in found if file.is_file()]
-    if not any(split == "test" for _, split in found):
-        raise DataError(f"{path}: a task's folder holds test{' or test'.join(ENDINGS)}, and perhaps train")
+    there = {name: file for name in {*ASKED, *SOLVED} for end in ENDINGS if (file := Path(path, name + end)).is_file()}
+    asked = next((name for name in ASKED if name in there), None)
+    if asked is None:
+        raise DataError(
+            f"{path}: a task's folder holds test.jsonl (or {', '.join(ASKED[1:])}; also .gz, .xz, .zst), and perhaps "
+            "train"
+        )
+    solved = next((name for name in SOLVED if name in there and name != asked), None)
+    found = [(there[solved], "train")] if solved else []
+    found.append((there[asked], "test"))
     return found
 
 
@@ -114,10 +149,13 @@ def _kind(item: dict[str, Any], place: str) -> Kind:
         if not any(letter.isdigit() for letter in item["answer"]):
             raise DataError(f"{place}: the answer of a word problem holds no number: {item['answer'][:80]!r}")
         return "number"
+    if isinstance(item.get("problem"), str) and isinstance(item.get("solution"), str):
+        return "mathematics"
     if "prompt" not in item or ("target" not in item and not ("choices" in item and "answer" in item)):
         raise DataError(
-            f"{place}: needs prompt, and either target, or choices and answer; or question and answer; or prompt, test "
-            f"and entry_point; has {sorted(item)}"
+            f"{place}: needs prompt, and either target, or choices and answer; or question and answer; or problem and "
+            "solution; or prompt, test and entry_point; or the fields of a benchmark in trainers/evaluate/shapes.py; "
+            f"has {sorted(item)}"
         )
     if "choices" not in item:
         return "cloze"

@@ -69,7 +69,7 @@ def test_shots_come_from_the_train_split_and_yield_to_the_row(task, tokenizer):
     text = tokenizer.decode(first.ids)
     assert "the cat sat on the mat\n\n" in text
     assert "the hat of the cat\n\n" in text
-    (short, *_) = few_shot.requests(task, tokenizer, shots=2, seq_len=len(first.ids) - 1)
+    (short, *_) = few_shot.requests(task, tokenizer, shots=2, seq_len=len(first.ids) - 2)
     assert tokenizer.decode(short.ids).count("\n\n") == 1
     with pytest.raises(DataError, match="3 shots, but only 2 train items"):
         few_shot.requests(task, tokenizer, shots=3, seq_len=128)
@@ -94,3 +94,66 @@ def test_cloze_has_the_probability_of_its_target(tmp_path, tokenizer):
     figures = few_shot.summarise(task, asked, np.array([-2.0]))
     assert figures["probability"] == pytest.approx(np.exp(-2.0))
     assert figures["bits_per_byte"] == pytest.approx(2.0 / np.log(2) / 3)
+
+
+def _by_the_harness(lm, tokenizer, context, continuation, window):
+    """(Σ log p, whether greedy decoding gives it) as lm-evaluation-harness 0.4 computes them, text by text."""
+    text = context.rstrip()
+    continuation = context[len(text) :] + continuation
+    whole = tokenizer(text + continuation, add_special_tokens=False).input_ids
+    asked = tokenizer(text, add_special_tokens=False).input_ids
+    goal = whole[len(asked) :]
+    asked = asked or [tokenizer.eos_token_id]
+    with torch.no_grad():
+        log_p = lm(torch.tensor([(asked + goal)[-(window + 1) :][:-1]])).logits[0, -len(goal) :].log_softmax(-1)
+    return float(sum(log_p[t, token] for t, token in enumerate(goal))), log_p.argmax(-1).tolist() == goal
+
+
+ROWS = [
+    {"prompt": "the cat sat on the", "choices": ["mat", "moon and the hat", "été"], "answer": 0},
+    {"prompt": "the hat of the ", "choices": ["cat", "mat"], "answer": 1},
+    {"prompt": "", "choices": ["cat", "the mat"], "answer": 1},
+    {"prompt": "the cat was flat and " * 9, "choices": ["the cat", "flat"], "answer": 1},
+    {"prompt": "cat:\n", "choices": [" hat", "hat"], "answer": 1},
+    {"prompt": "猫在", "choices": ["垫子上", "月亮"], "answer": 0},
+]
+
+
+@pytest.mark.parametrize("seq_len", [24, 128])
+def test_scores_are_those_of_the_harness(tmp_path, tokenizer, seq_len):
+    lm, role = _lm(), Frozen(PackedLM(_lm()), torch.device("cpu"), torch.float64)
+    task = read_task(_write(tmp_path / "rows.jsonl", ROWS))
+    asked = few_shot.requests(task, tokenizer, shots=0, seq_len=seq_len)
+    scores = few_shot.score(role, asked, seq_len=seq_len, micro_rows=2, ranks=ALONE)
+    for request, got in zip(asked, scores, strict=True):
+        item = task.test[request.item]
+        space = "" if item["prompt"][-1:].isspace() else " "
+        text = space + item["choices"][request.choice].lstrip()
+        assert got == pytest.approx(_by_the_harness(lm, tokenizer, item["prompt"], text, seq_len)[0], abs=1e-9)
+
+
+def test_a_cloze_is_accurate_where_greedy_decoding_gives_the_target(tmp_path, tokenizer):
+    lm, role = _lm(), Frozen(PackedLM(_lm()), torch.device("cpu"), torch.float64)
+    prompts = ["the cat sat on the", "flat hat", "of the cat"]
+    items = []
+    for number, prompt in enumerate(prompts):
+        ids = tokenizer(prompt, add_special_tokens=False).input_ids
+        with torch.no_grad():
+            best = int(lm(torch.tensor([ids])).logits[0, -1].argmax())
+        text = tokenizer.decode([best]) if number else " moon"
+        items.append({"prompt": prompt, "target": text})
+    task = read_task(_write(tmp_path / "cloze.jsonl", items))
+    found = few_shot.measure(role, [task], tokenizer, shots=0, seq_len=64, micro_rows=2, ranks=ALONE)
+    expected = [_by_the_harness(lm, tokenizer, one["prompt"], " " + one["target"].lstrip(), 64)[1] for one in items]
+    assert set(expected) == {True, False}
+    assert found["cloze_accuracy"] == np.mean(expected)
+
+
+def test_a_text_longer_than_the_usual_row_is_scored_whole(tmp_path, tokenizer):
+    role = Frozen(PackedLM(_lm()), torch.device("cpu"), torch.float64)
+    task = read_task(_write(tmp_path / "rows.jsonl", ROWS))
+    measure = {"shots": 0, "micro_rows": 2, "ranks": ALONE}
+    short = few_shot.measure(role, [task], tokenizer, seq_len=24, **measure)
+    whole = few_shot.measure(role, [task], tokenizer, seq_len=128, **measure)
+    assert short != pytest.approx(whole)
+    assert few_shot.measure(role, [task], tokenizer, seq_len=24, positions=128, **measure) == pytest.approx(whole)

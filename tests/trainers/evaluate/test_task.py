@@ -7,7 +7,7 @@ import pyarrow as pa
 import pytest
 
 from cluster.errors import DataError
-from trainers.evaluate.task import read_task, shots_for
+from trainers.evaluate.task import read_task, read_tasks, shots_for
 
 CHOICE = {"prompt": "the mat was", "choices": ["cat", "flat"], "answer": 1}
 PROBLEM = {"question": "2 + 2?", "answer": "It is #### 4"}
@@ -74,3 +74,11 @@ def test_files_that_are_no_tasks_are_named(tmp_path):
             read_task(str(tmp_path / name))
     with pytest.raises(DataError, match="no test item"):
         read_task(_write(tmp_path / "train.jsonl", [{**CHOICE, "split": "train"}]))
+
+
+def test_two_tasks_of_one_name_are_refused(tmp_path):
+    (tmp_path / "b").mkdir()
+    paths = [_write(tmp_path / "a.jsonl", [CHOICE]), _write(tmp_path / "b/a.jsonl.gz", [CHOICE], gzip.open)]
+    assert [task.name for task in read_tasks(paths[:1])] == ["a"]
+    with pytest.raises(DataError, match=r"2 tasks named a: .*a\.jsonl, .*a\.jsonl\.gz; rename"):
+        read_tasks(paths)
