@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import logging
 import os
 import signal
 import sys
@@ -29,6 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _terminate)
     sys.path.insert(0, os.getcwd())  # a user's own rules lie beside the recipe
+    _hush()
     from cluster.errors import CorpusmillError
 
     try:
@@ -69,6 +71,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 _ended_by: list[int] = []
+
+
+def _hush() -> None:
+    """No bars and warnings of libraries among what commands print; what matters reaches the user as an error."""
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    logging.getLogger("DeepSpeed").disabled = True  # transformers imports it; training is done by workers
 
 
 def _terminate(number: int, _: object) -> None:
@@ -112,6 +121,12 @@ def _parser() -> argparse.ArgumentParser:
     made = verb("whatif", _whatif, "what other thresholds would keep, from stored scores (keep_scores: true)")
     made.add_argument("run", help="a run's folder")
     made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments", required=True)
+
+    made = verb(
+        "compare", _compare, "two corpus runs: settings, counts and reasons that differ, documents of one alone"
+    )
+    made.add_argument("first", help="a run's folder")
+    made.add_argument("second", help="another one's")
 
     made = verb("steps", _steps, "list the steps and training blocks that recipes can name; with a name, its settings")
     made.add_argument("name", nargs="?", help="filters.gopher_quality, train, train.engine, trainer.ppo, …")
@@ -239,7 +254,7 @@ def _plan(options: argparse.Namespace) -> int:
     from pipeline import recipe
     from pipeline.plan import plan
 
-    stages = plan(recipe.load(options.recipe, options.assignments))
+    stages = plan(recipe.load(options.recipe, options.assignments), options.out)
     for stage in stages:
         done = ""
         if options.out:
@@ -281,6 +296,14 @@ def _whatif(options: argparse.Namespace) -> int:
     from pipeline.whatif import whatif
 
     print("\n".join(whatif(options.run, options.assignments)))
+    return 0
+
+
+def _compare(options: argparse.Namespace) -> int:
+    from pipeline.compare import compare
+
+    for line in compare(options.first, options.second):
+        print(line)
     return 0
 
 

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -33,8 +34,8 @@ def start(workers: int | None = None) -> int:
         stops = signal.getsignal(signal.SIGTERM)
         path = os.pathsep.join(dict.fromkeys([os.getcwd(), *(p for p in sys.path if p)]))
         common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR, "namespace": "corpusmill"}
-        if os.environ.get("RAY_ADDRESS"):
-            ray.init(**common)
+        if address := os.environ.get("RAY_ADDRESS"):
+            _join(address, common)
         else:
             # One thread per worker: libraries that start a thread per core would fight over the same cores.
             threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -55,6 +56,26 @@ def start(workers: int | None = None) -> int:
         if callable(stops) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, stops)  # Ray's own handler aborts with a stack trace
     return int(ray.cluster_resources().get("CPU", 1))
+
+
+def _join(address: str, settings: dict[str, Any]) -> None:
+    """Join a cluster. Raises RunError, at once where nobody listens: Ray itself would try for minutes."""
+    import ray
+
+    host, colon, port = address.rpartition("//")[2].rpartition(":")
+    try:
+        if colon and port.isdigit():
+            socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+        ray.init(**settings)
+    except Exception as error:
+        if os.environ.get("RAY_AUTH_MODE", "").lower() != "token":
+            hint = "; if the cluster has token authentication on, set RAY_AUTH_MODE=token and its RAY_AUTH_TOKEN"
+        else:
+            hint = "; is RAY_AUTH_TOKEN (or ~/.ray/auth_token) the cluster's token?"
+        raise RunError(
+            f"could not join the Ray cluster at RAY_ADDRESS={address}: {error}{hint}; without RAY_ADDRESS, Ray starts "
+            "on this machine"
+        ) from error
 
 
 @contextlib.contextmanager

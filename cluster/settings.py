@@ -44,7 +44,7 @@ def make(cls: type[S], fields: Mapping[str, Any] | None, where: str) -> S:
             elif problem["type"] == "missing":
                 lines.append(f"{where}: setting '{name}' is required")
             else:
-                wrong.setdefault(name, ([], problem["input"]))[0].append(problem["msg"])
+                wrong.setdefault(name, ([], problem["input"]))[0].append(problem["msg"].removeprefix("Value error, "))
         for name, (messages, found) in wrong.items():
             lines.append(f"{where}: setting '{name}': {', or: '.join(messages)}; found {found!r}")
         raise RecipeError("\n".join(lines)) from None
@@ -117,6 +117,10 @@ def assign(raw: dict[str, Any], assignment: str) -> None:
         if not isinstance(step_list, list):
             continue
         chosen = _steps_named(step_list, path)
+        names, first = [_step_name(entry) for entry in step_list], path.partition(".")[0]
+        if chosen is None and "." in path and (first == "steps" or first not in raw) and all("." in n for n in names):
+            step = ".".join(path.removeprefix("steps.").split(".")[:2])
+            raise RecipeError(f"--set {assignment}: the recipe has no step named '{step}'{nearest(step, names)}")
         if chosen is not None:
             indices, field = chosen
             for index in indices:

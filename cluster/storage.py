@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import pyarrow.fs
 
-_WILD = "*?["
+_WILD = "*?[{"
 
 
 @dataclass(frozen=True)
@@ -209,7 +209,7 @@ def entry(path: str) -> Entry:
 
 
 def find(pattern: str) -> list[tuple[str, Entry]]:
-    """Files for a path, folder or glob (`*`, `?`, `[…]`, `**`), each with its name relative to the fixed part.
+    """Files for a path, folder or glob (`*`, `?`, `[…]`, `{…,…}`, `**`), with their names relative to the fixed part.
 
     The relative name does not change when the whole set is moved, so identities can be made from it.
     """
@@ -221,6 +221,14 @@ def find(pattern: str) -> list[tuple[str, Entry]]:
     matches = _glob_regex(pattern)
     found = [(e.path[len(root) + 1 :], e) for e in list_files(root) if matches.fullmatch(e.path)]
     return found or _named(pattern)  # a name may have such a character
+
+
+def takes_in(pattern: str, path: str) -> bool:
+    """Whether `find` would give the file `path`, were it there."""
+    pattern, path = absolute(pattern), absolute(path)
+    if any(c in pattern for c in _WILD) and _glob_regex(pattern).fullmatch(path):
+        return True
+    return f"{path}/".startswith(f"{pattern}/")
 
 
 def _named(path: str) -> list[tuple[str, Entry]]:
@@ -252,6 +260,10 @@ def _glob_regex(pattern: str) -> Any:
             end = pattern.index("]", i + 2)
             inner = re.sub(r"([\\\[&~|])", r"\\\1", pattern[i + 1 : end])
             out, i = out + "[" + ("^" + inner[1:] if inner[0] == "!" else inner) + "]", end + 1
+        elif pattern[i] == "{" and "}" in pattern[i:]:
+            end = pattern.index("}", i)
+            either = [_glob_regex(part).pattern for part in pattern[i + 1 : end].split(",")]
+            out, i = out + f"(?:{'|'.join(either)})", end + 1
         else:
             out, i = out + re.escape(pattern[i]), i + 1
     try:

@@ -34,6 +34,7 @@ def page(record: dict[str, Any], outputs: dict[str, str]) -> str:
         _funnel(stages),
         _stages(stages),
         _reasons(stages, outputs.get("ledger")),
+        _mixture(stages),
         _samples(outputs.get("documents")),
         "<h2>Outputs</h2>",
         table("", [f"<tr><td>{html.escape(n)}<td><code>{html.escape(p)}</code>" for n, p in outputs.items()]),
@@ -109,6 +110,21 @@ def _reasons(stages: Sequence[dict[str, Any]], ledger: str | None) -> str:
         return ""
     head = "<th>step<th>reason<th class=n>documents<th>examples <small>score, limit</small>"
     return f"<h2>Reasons</h2>{table(head, rows)}"
+
+
+def _mixture(stages: Sequence[dict[str, Any]]) -> str:
+    """What pack.mix took of each source, and how often each is seen."""
+    for report in (stage["decided"].get("report", {}) for stage in stages):
+        if sources := report.get("sources"):
+            rows = [
+                f"<tr><td>{html.escape(name)}<td class=n>{one['tokens']:,}<td class=n>{one['gives']:,}"
+                f"<td class=n>{one['share']:.1%}<td class=n>{one['epochs']:.2f}"
+                for name, one in sources.items()
+            ]
+            head = "<th>source<th class=n>its tokens<th class=n>tokens given<th class=n>share<th class=n>epochs"
+            warned = "".join(f"<p>{html.escape(warning)}</p>" for warning in report["warnings"])
+            return f"<h2>Mixture</h2>{table(head, rows)}{warned}"
+    return ""
 
 
 def _example(row: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cluster import storage
 from cluster.errors import RecipeError
 from pipeline.recipe import Recipe
 from pipeline.schema import Row
@@ -62,9 +63,12 @@ class Stage:
         return self.all_steps[0].takes
 
 
-def plan(recipe: Recipe) -> list[Stage]:
-    """The stages of a recipe. Raises RecipeError naming every step that is out of place or cannot work."""
-    problems = _misplaced(recipe.steps)
+def plan(recipe: Recipe, out: str | None = None) -> list[Stage]:
+    """The stages of a recipe. Raises RecipeError naming every step that is out of place or cannot work.
+
+    `out`: the run's folder, where it is known; a source that would read from there is refused.
+    """
+    problems = _misplaced(recipe.steps) + (_reads_itself(recipe.steps[0], out) if out else [])
     for number, step in enumerate(recipe.steps, 1):
         try:
             step.check()
@@ -88,6 +92,18 @@ def plan(recipe: Recipe) -> list[Stage]:
         print_ = fingerprint(all_steps, before, {"seed": recipe.seed, "keep_scores": recipe.keep_scores})
         stages.append(Stage(number, entry, tuple(steps), all_steps[-1].gives, print_))
     return stages
+
+
+def _reads_itself(source: Step, out: str) -> list[str]:
+    """Why the same command would have other input the second time: what the run has written."""
+    given = getattr(source, "path", ())
+    written = [storage.join(out, name) for name in ("documents/part-00000.parquet", "report.html", "run.json")]
+    return [
+        f"step 1 {source.step_name()}: path '{path}' takes in what this run writes to {out}, so doing it again would "
+        "read its own documents; name the inputs, as in 'runs/{web,code}/…', or choose another --out"
+        for path in ((given,) if isinstance(given, str) else given)
+        if any(storage.takes_in(path, file) for file in written)
+    ]
 
 
 def _passes_rows(group: tuple[Step | None, list[Step]]) -> bool:

@@ -109,7 +109,7 @@ def run(
     Raises RecipeError before anything starts if the recipe cannot work, RunError when the run fails; run.json then
     says "failed" and why, and everything that was committed stays.
     """
-    stages = plan(recipe)
+    stages = plan(recipe, out)
     out = storage.absolute(out)
     console = console or Console()
     storage.check_writable(out)

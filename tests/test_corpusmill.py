@@ -59,7 +59,7 @@ def test_what_is_no_recipe_is_named_by_every_verb(wrong, capsys, verb, recipe, t
     [
         ("plan corpus.yaml --set workers=[", 2, "--set workers=[: the value is not valid YAML"),
         ("run corpus.yaml --out made --workers -3", 2, "or equal to 0, or: Input should be 'auto'; found -3"),
-        ("run corpus.yaml --out lines.jsonl --workers 0", 1, "lines.jsonl"),
+        ("run corpus.yaml --out broken.yaml --workers 0", 1, "broken.yaml"),
         ("why empty http://a", 1, "no run.json"),
         ("why lines.jsonl http://a", 1, "no run.json"),
         ("whatif empty --set a.b=1", 1, "empty/recipe.yaml: No such file"),
@@ -157,3 +157,15 @@ def test_without_the_training_packages_the_extra_is_named(tmp_path, command):
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=path, capture_output=True, text=True)
     assert done.returncode == 2, done.stderr
     assert done.stderr.strip().endswith("package torch, which is not installed: pip install 'corpusmill[train]'")
+
+
+def test_a_command_prints_no_bars_and_warnings_of_libraries(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 32, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(**shape, num_hidden_layers=2)).save_pretrained(tmp_path / "model")
+    command = [sys.executable, "-m", "corpusmill", "prune", "model", "half", "--set", "layers=1"]
+    done = subprocess.run(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.getcwd()}, capture_output=True)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout.startswith(b"parameters ")
+    assert done.stdout.endswith(b"model      half\n")

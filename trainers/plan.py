@@ -178,11 +178,12 @@ def planned(recipe: TrainRecipe, models: Mapping[str, str] | None = None) -> Ite
     if rows or recipe.steps is not None:
         steps = recipe.total_steps(rows, tokens)
         schedule.check(steps)  # type: ignore[attr-defined]
-        per_step = f", about {recipe.batch_rows * tokens // rows:,} tokens each" if rows else ""
-        passes = f"; {steps * recipe.batch_rows / rows:.2g} passes over the data" if rows else ""
         if recipe.trainer in ("grpo", "ppo"):
-            passes = ""
-        yield f"steps      {steps:,} of {recipe.batch_rows} rows{per_step}{passes}"
+            yield f"steps      {steps:,} of {recipe.batch_rows} answers to the prompts in {recipe.objective['prompts']}"
+        else:
+            per_step = f", about {recipe.batch_rows * tokens // rows:,} tokens each" if rows else ""
+            passes = f"; {steps * recipe.batch_rows / rows:.2g} passes over the data" if rows else ""
+            yield f"steps      {steps:,} of {recipe.batch_rows} rows{per_step}{passes}"
         corner = schedule.corner(steps)  # type: ignore[attr-defined]
         warmup = schedule.warmup_steps(steps)  # type: ignore[attr-defined]
         shape, rate = schedule.shape, schedule.rate  # type: ignore[attr-defined]

@@ -13,7 +13,10 @@ from cluster.errors import RecipeError, nearest
 from cluster.settings import Settings, assign, make, read_yaml, refuse_other
 from trainers.schedule import Schedule
 
-TRAINERS = ("pretrain", "sft", "preference", "reward", "distill", "grpo", "ppo")
+TRAINERS = tuple(
+    file.stem for file in sorted(Path(__file__).parent.glob("*.py")) if "\nSETTINGS" in file.read_text(encoding="utf-8")
+)
+"""The algorithms: files with settings, roles and an objective (see objective.Start)."""
 
 
 class Continue(Settings):
@@ -81,6 +84,8 @@ class TrainRecipe(Settings):
     @field_validator("trainer")
     @classmethod
     def _known(cls, name: str) -> str:
+        if name in ("dpo", "ipo", "simpo", "kto"):
+            raise ValueError(f"'{name}' is a loss: trainer: preference, objective: {{loss: {name}}}")
         if name not in TRAINERS:
             raise ValueError(f"no trainer named '{name}'{nearest(name, TRAINERS)}")
         return name

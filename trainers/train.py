@@ -258,6 +258,8 @@ class _Progress:
             self.say(f"step {step:>6}  {figures}")
             return
         text = f"loss {line['loss']:.4f}  rate {line['rate']:.2e}  {line['tokens_per_second']:,.0f} tokens/s"
+        if "reward" in line:
+            text = f"reward {line['reward']:.4f}  {text}"
         if "mfu" in line:
             text += f"  MFU {line['mfu']:.1%}"
         if self._bar is not None:

@@ -8,6 +8,7 @@ import io
 import itertools
 import json
 import lzma
+import re
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -32,15 +33,19 @@ _FORMATS = {"jsonl": "jsonl", "ndjson": "jsonl", "json": "jsonl", "parquet": "pa
 _FORMATS |= {"csv": "csv", "tsv": "tsv"}
 _TYPES = {"text": pa.string(), "number": pa.float64(), "integer": pa.int64()}
 
+_HIDDEN = re.compile(r"(^|/)(\.[^/]*|_delta_log|_temporary)/")
+_ABOUT = ("readme", "license", "licence")
+
 _PIECE = 1 << 20
 
 
 class Corpus(Source):
     """Documents from JSONL, JSON arrays, CSV and TSV (plain, gz, zst, xz, bz2), Parquet or text (a file is a document).
 
-    The documents of other runs are such a corpus: `{path: "runs/*/documents/*.parquet", id_field: doc_id,
-    source_field: source}` puts several together, each made by its own recipe, and `why` finds them by the same doc_id.
-    Files that other systems leave beside the data (`_SUCCESS`, `.part-0.crc`) are passed over.
+    The documents of other runs are such a corpus: `{path: "runs/{web,code}/documents/*.parquet", id_field: doc_id,
+    source_field: source}` puts two together, each made by its own recipe, and `why` finds them by the same doc_id.
+    What other systems leave beside the data is passed over: `_SUCCESS`, `.part-0.crc`, `_delta_log/`, folders that
+    begin with a dot (`hf download` makes one), README and LICENSE where the other files are tables or JSON.
     The first line of a CSV or TSV file names its columns; quoted fields may hold line ends (RFC 4180).
 
     A line that is no JSON object, or has no text, is a failed row that names the line; so is damage in a compressed or
@@ -94,9 +99,12 @@ class Corpus(Source):
                 )
 
     def _files(self) -> list[inputs.File]:
-        """The files to read, without those of no known format that are named as no data: `_SUCCESS`, `.part-0.crc`."""
-        found = inputs.find(self.path)
-        return [f for f in found if self._format(f[1].path) or f[1].path.rpartition("/")[2][:1] not in ("_", ".")]
+        """The files to read, without what is named as no data: `_SUCCESS`, `.part-0.crc`, a README beside tables."""
+        found = [f for f in inputs.find(self.path) if not _HIDDEN.search(f[0])]
+        found = [f for f in found if self._format(f[1].path) or f[0].rpartition("/")[2][:1] not in ("_", ".")]
+        if self.format != "auto" or all(self._format(f[1].path) in ("text", None) for f in found):
+            return found
+        return [f for f in found if f[0].rpartition("/")[2].partition(".")[0].lower() not in _ABOUT]
 
     def _format(self, path: str) -> str | None:
         if self.format != "auto":

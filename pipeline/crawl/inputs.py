@@ -28,7 +28,9 @@ def find(
 def check(step: str, path: str | Sequence[str], files: Sequence[File]) -> None:
     """Refuse a reader without a file, or with two of one name. Raises RecipeError."""
     if not files:
-        raise RecipeError(f"{step}: no file at {path!r}; give a file, a folder or a glob")
+        folders = [p for p in ((path,) if isinstance(path, str) else path) if storage.find(f"{p}/**")]
+        hint = f"'{folders[0]}' matches folders alone; '{folders[0]}/**' takes the files below them" if folders else ""
+        raise RecipeError(f"{step}: no file at {path!r}; {hint or 'give a file, a folder or a glob'}")
     seen: dict[str, str] = {}
     for name, entry in files:
         if _surrogates(entry.path):

@@ -50,7 +50,8 @@ class Exact(Corpus):
         None, description="folder of an index: the documents in it stay, and what stays here joins them"
     )
     snapshot: str | None = Field(
-        None, description="name of these documents in the index; a rerun under it adds nothing"
+        None,
+        description="name of these documents in the index; a rerun adds nothing, a changed recipe replaces the newest",
     )
     alarm_share: float = Field(0.75, gt=0, le=1, description="warn when a source loses more than this share")
 
@@ -114,7 +115,7 @@ class Exact(Corpus):
         if self.index is not None:
             folder = storage.absolute(self.index)
             added = [{"bands": r["added"], "records": None} for r in chosen]
-            indexing.commit(folder, str(self.snapshot), len(earlier), self._index_settings(), added)
+            indexing.commit(stage, folder, str(self.snapshot), len(earlier), self._index_settings(), added)
         name = self.step_name() if self.compare == "text" else "dedup.url"
         account = removal.account(
             name, [r["sources"] for r in hashed], [r["removed"] for r in chosen], self.alarm_share

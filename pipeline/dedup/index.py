@@ -2,18 +2,18 @@
 
 The index is a folder. Every snapshot adds the documents that stayed: their keys, sorted (of bands, contents, URLs,
 lines), and where near-duplicates are looked for, a record of each document with its rank, its bands and what it is
-compared by. One JSON object per snapshot, created at the end and only once, names the files; a run that dies leaves
-nothing that is read. A new snapshot reads the keys of the earlier ones in order, beside its own, and the records of
+compared by. One JSON object per snapshot, created at the end, names the files; a run that dies leaves nothing that
+is read. A new snapshot reads the keys of the earlier ones in order, beside its own, and the records of
 those documents alone that share a key with a new one. Texts of earlier snapshots are never read again.
 
-    INDEX/snapshots/00003-2024-10.json   {"number", "name", "settings", "bands": exchange index, "records": files}
+    INDEX/snapshots/00003-2024-10.json   {"number", "name", "settings", "bands": exchange index, "records": files, …}
     INDEX/00003-2024-10/…                the files
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,6 +23,9 @@ from cluster.errors import RecipeError
 from pipeline import exchange, manifest
 from pipeline.dedup import removal
 from pipeline.step import Work
+
+if TYPE_CHECKING:
+    from pipeline.run import StageRun
 
 KEYS = pa.schema(
     [
@@ -93,19 +96,37 @@ def part_folder(folder: str, number: int, name: str) -> str:
 
 
 def commit(
-    folder: str, name: str, number: int, settings: dict[str, Any], published: list[dict[str, Any]], *, rows: int = 0
+    stage: StageRun, folder: str, name: str, number: int, settings: dict[str, Any], published: list[dict[str, Any]]
 ) -> None:
-    """Add a snapshot of `rows` documents to the index; nothing happens when it was added before."""
+    """Add a stage's documents to the index as snapshot `name`. Doing it again changes nothing.
+
+    A stage of another recipe under the same name takes the snapshot's place while it is the newest. Once later ones
+    were compared with it, it stays as it is, and a line says so.
+    """
     snapshot = {
         "number": number,
         "name": name,
         "settings": settings,
         "bands": [result["bands"] for result in published],
         "records": [result["records"] for result in published],
-        "rows": rows,
+        "rows": stage.rows,
+        "made_by": stage.fingerprint,
     }
-    path = storage.join(folder, "snapshots", f"{number:05d}-{name}.json")
-    storage.put_if_absent(path, manifest.dump(snapshot, folder))
+    listed = storage.join(folder, "snapshots")
+    path = storage.join(listed, f"{number:05d}-{name}.json")
+    data = manifest.dump(snapshot, folder)
+    if storage.put_if_absent(path, data):
+        return
+    if manifest.load(storage.read_bytes(path), folder).get("made_by") == stage.fingerprint:
+        return
+    if later := [entry.path for entry in storage.list_files(listed) if entry.path > path]:
+        stage.console.line(
+            f"index {folder}: snapshot '{name}' stays as another recipe or other input made it, for {len(later)} later "
+            f"ones were compared with it; documents that only this run removes are still in it. To make it anew, "
+            f"delete {path} and the later ones beside it, and run their recipes again into new folders"
+        )
+    else:
+        storage.write_bytes(path, data)
 
 
 def cut(snapshot: dict[str, Any], bucket: int, buckets: int) -> dict[str, Any]:

@@ -79,7 +79,8 @@ class Lines(Corpus):
     sketch_cells: int = Field(1 << 24, ge=16, description="counters in each of the 4 rows of a sketch, a byte each")
     index: str | None = Field(None, description="folder of an index: the lines counted in it count here, and join them")
     snapshot: str | None = Field(
-        None, description="name of these documents in the index; a rerun under it adds nothing"
+        None,
+        description="name of these documents in the index; a rerun adds nothing, a changed recipe replaces the newest",
     )
 
     def check(self) -> None:
@@ -164,7 +165,7 @@ class Lines(Corpus):
             added = [{"bands": result["added"], "records": None} for result in frequent]
             settings = {name: getattr(self, name) for name in names}
             folder = storage.absolute(self.index)
-            indexing.commit(folder, str(self.snapshot), len(earlier), settings, added, rows=stage.rows)
+            indexing.commit(stage, folder, str(self.snapshot), len(earlier), settings, added)
         return about | {
             "frequent": exchange.save(stage.folder, "frequent", [result["frequent"] for result in frequent]),
             "lines": sum(result["lines"] for result in counted),

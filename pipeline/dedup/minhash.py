@@ -85,7 +85,8 @@ class Minhash(Corpus):
         None, description="folder of an index: the documents in it stay, and what stays here joins them"
     )
     snapshot: str | None = Field(
-        None, description="name of these documents in the index; a rerun under it adds nothing"
+        None,
+        description="name of these documents in the index; a rerun adds nothing, a changed recipe replaces the newest",
     )
     alarm_share: float = Field(0.75, gt=0, le=1, description="warn when a source loses more than this share")
     seed: int = Field(1, ge=0, description="of the permutations; 1 is datasketch's default")
@@ -228,7 +229,7 @@ class Minhash(Corpus):
                 for i, p in enumerate(stage.partitions)
             ],
         )
-        indexing.commit(folder, str(self.snapshot), number, self._index_settings(), published)
+        indexing.commit(stage, folder, str(self.snapshot), number, self._index_settings(), published)
 
     def publish(self, task: dict[str, Any], work: Work) -> dict[str, Any]:
         """Map: the documents of a partition that stay go into the index."""

@@ -195,9 +195,11 @@ def train(
         word = np.int64(0)
         while (step < 0 and word < words) or (step >= 0 and node >= 0):
             w = word if step < 0 else node_word[node]
-            if 2 * (used_pairs + 4 * sizes[w]) > len(pair_keys):
-                larger = 4 * len(pair_keys)
-                while larger < 4 * (used_pairs + 4 * sizes[w]):
+            # pairs that may come into being: of the tokens there are, at first; then those with `new` on one side
+            fresh_pairs = min(sizes[w] + 2, tokens * tokens if step < 0 else 2 * (tokens + new_tokens) + 2)
+            if 2 * (used_pairs + fresh_pairs) > len(pair_keys):
+                larger = 2 * len(pair_keys)
+                while larger < 2 * (used_pairs + fresh_pairs):
                     larger *= 2
                 keys, counts = np.full(larger, -1, np.int64), np.zeros(larger, np.int64)
                 heads = np.full(larger, -1, np.int64)
@@ -208,9 +210,8 @@ def train(
                 for t in range(n_touched):
                     touched[t] = _pair_slot(keys, pair_keys[touched[t]])
                 pair_keys, pair_counts, pair_heads = keys, counts, heads
-            node_word = _grown(node_word, nodes + 2 * sizes[w] + 4)
-            node_next = _grown(node_next, nodes + 2 * sizes[w] + 4)
-            touched = _grown(touched, n_touched + 2 * sizes[w] + 4)
+            node_word, node_next = _grown(node_word, nodes + fresh_pairs), _grown(node_next, nodes + fresh_pairs)
+            touched = _grown(touched, n_touched + fresh_pairs)
             base = word_starts[w]
             size = sizes[w]
             i, into = 0, 0  # the symbols from i on go to `into`

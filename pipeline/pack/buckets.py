@@ -196,8 +196,8 @@ def _plan(
         raise RunError(f"{step.step_name()}: there is no document to pack; look at the ledger for what removed them")
     if step.validation_share > 0 and not total["validation_documents"]:
         raise RunError(
-            f"{step.step_name()}: validation_share {step.validation_share} of {total['documents']} documents is none; "
-            "raise it, or set it to 0 to train without a held-out split"
+            f"{step.step_name()}: validation_share {step.validation_share} chose none of {total['documents']} "
+            "documents (each by its hash); raise it, or set it to 0 to train without a held-out split"
         )
     needed = 6 * step.shard_tokens * np.dtype(dtype).itemsize
     if needed > memory_bytes and total[TRAIN] * 6 * np.dtype(dtype).itemsize > memory_bytes:

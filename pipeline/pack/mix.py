@@ -29,7 +29,7 @@ _BITS = 12  # of the hash, per pass: 4,096 slices, and each slice that is cut in
 class Quality(Settings):
     """Upsampling by a score that an earlier step left as a column (`tokens.encode: {keep: [score]}`)."""
 
-    column: str
+    column: str = Field(description="of the score")
     edges: list[float] = Field(description="ascending limits between the bins; a score on one belongs above")
     factors: list[float] = Field(description="how often the documents of each bin count, one more than edges; 0 drops")
 
@@ -37,7 +37,7 @@ class Quality(Settings):
 class Rehydrate(Settings):
     """Upsampling by how many duplicates a document stands for, undoing a part of deduplication (FineWeb2)."""
 
-    column: str = "cluster_size"
+    column: str = Field("cluster_size", description="of the number of documents that one stands for")
     copies: dict[int, int] = Field(FINEWEB2, description="from this cluster size on, how often a document counts")
 
 
@@ -57,8 +57,12 @@ class Mix(Corpus):
         None, description="for method doremi: JSONL, {source: excess loss} per proxy step"
     )
     budget: int | None = Field(None, ge=1, description="tokens in all; null: as many as repeat no source")
-    quality: Quality | None = None
-    rehydrate: Rehydrate | None = None
+    quality: Quality | None = Field(
+        None, description="upsampling by a score column: {column: edu_score, edges: [2, 4], factors: [0, 1, 2]}"
+    )
+    rehydrate: Rehydrate | None = Field(
+        None, description="upsampling by how many duplicates a document stands for: {copies: {1: 1, 2: 2, 100: 8}}"
+    )
 
     def check(self) -> None:
         if (self.method == "weights") != bool(self.weights):

@@ -84,6 +84,21 @@ def test_parquet_shards_round_trip(folder: str) -> None:
     assert pa.Table.from_batches(read).equals(pa.Table.from_batches([batch]))
 
 
+def test_braces_choose_among_names(folder: str) -> None:
+    for name in ("web", "code", "mix"):
+        storage.write_bytes(storage.join(folder, "runs", name, "documents", "part-0.parquet"), b"x")
+    pattern = storage.join(folder, "runs", "{web,co*}", "documents", "*.parquet")
+    assert [name for name, _ in storage.find(pattern)] == [
+        "code/documents/part-0.parquet",
+        "web/documents/part-0.parquet",
+    ]
+    mine = storage.join(folder, "runs", "mix", "documents", "part-0.parquet")
+    assert not storage.takes_in(pattern, mine)
+    everything = (storage.join(folder, "runs", "*", "documents", "*.parquet"), storage.join(folder, "runs"), mine)
+    assert all(storage.takes_in(wide, mine) for wide in everything)
+    assert not storage.takes_in(storage.join(folder, "run"), mine)
+
+
 def test_names_with_the_characters_of_a_glob_are_found(folder: str) -> None:
     for name in ("x/[1] a.txt", "x/b&&c[.txt", "x/d #.txt"):
         storage.write_bytes(f"{folder}/{name}", b"x")

@@ -8,16 +8,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from steps.numbers import Numbers
+import yaml
 
+from cluster.settings import make
 from pipeline.progress import Console
-from pipeline.recipe import Recipe, from_mapping
+from pipeline.recipe import from_mapping, step_class
 from pipeline.run import run
 
-README = (Path(__file__).parent.parent.parent / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).parent.parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def code(containing: str) -> str:
@@ -53,15 +53,14 @@ def test_packed_rows_train_with_transformers_alone(tmp_path: Path) -> None:
     assert losses[-1] < losses[0]
 
 
-def test_the_filter_of_the_readme_filters(tmp_path: Path) -> None:
-    module: dict = {"__name__": "pipeline.filters.shouting"}
-    exec(compile(code("class Shouting"), "README.md", "exec"), module)  # our own text, not data
-    shouting = module["Shouting"]
-    made = Recipe(steps=(Numbers(files=1, per_file=10), shouting(max_upper=0.01)), workers=0)
-    assert run(made, str(tmp_path), console=Console(quiet=True)).stages[0]["kept"] == 10
-    from pipeline.step import Documents
-
-    docs = Documents(pa.RecordBatch.from_pydict({"text": ["ALL UPPER", "all lower"]}))
-    verdict = shouting().verdict(docs, shouting().scores(docs))
-    assert verdict.reason.tolist() == ["shouting", None]
-    assert pq.read_metadata(next((tmp_path / "documents").glob("*"))).num_rows == 10
+def test_the_page_for_other_pipelines_names_steps_and_settings_that_there_are() -> None:
+    page = (ROOT / "docs/from_datatrove.md").read_text("utf-8")
+    folders = "crawl|extract|clean|filters|dedup|tokens|pack"
+    named = re.findall(rf"`((?:{folders})\.[a-z_0-9]+)(?:: (\{{.*?\}}))?`", page)
+    assert len(named) > 30
+    sets = re.findall(r"^\| .*\| `(\{.*\})` \|$", page, re.MULTILINE)
+    assert len(sets) == 5
+    for name, settings in [*named, *(("crawl.corpus", text) for text in sets)]:
+        step = step_class(name)
+        if settings:
+            make(step, yaml.safe_load(settings), name)

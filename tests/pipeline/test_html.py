@@ -43,6 +43,31 @@ def test_crawled_text_is_text_and_nothing_else(tmp_path: Path) -> None:
     assert EVIL in page.text
 
 
+def test_the_report_tells_shares_and_epochs_of_a_mixture(tmp_path: Path) -> None:
+    rows = [
+        {"text": f"{'many words of one text ' * (1 + i % 9)} {i}", "from": "web" if i % 4 else "code"}
+        for i in range(200)
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    steps = [
+        {"crawl.corpus": {"path": str(tmp_path / "a.jsonl"), "source_field": "from"}},
+        {"tokens.train_bpe": {"vocab_size": 300}},
+        "tokens.encode",
+        {"pack.mix": {"method": "weights", "weights": {"web": 1, "code": 3}, "budget": 20_000}},
+        {"pack.best_fit": {"seq_len": 64}},
+    ]
+    run(from_mapping({"steps": steps, "workers": 0}), str(tmp_path / "out"), console=Console(quiet=True))
+    page = Tags()
+    page.feed((tmp_path / "out" / "report.html").read_text(encoding="utf-8"))
+    (mixed,) = (
+        s for s in json.loads((tmp_path / "out" / "run.json").read_bytes())["stages"] if s["name"] == "pack.mix"
+    )
+    code = mixed["decided"]["report"]["sources"]["code"]
+    assert code["epochs"] > 2
+    told = f"code{code['tokens']:,}{code['gives']:,}75.0%{code['epochs']:.2f}"
+    assert told in page.text.partition("Mixture")[2].replace("\n", "")
+
+
 def test_the_report_balances_and_names_the_reasons(tmp_path: Path) -> None:
     page = report(tmp_path)
     assert "2 in = 1 kept + 1 removed + 0 failed" in page.text

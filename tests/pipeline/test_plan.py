@@ -43,6 +43,42 @@ def test_a_wrong_value_is_named_with_its_field() -> None:
     assert "found 0" in text
 
 
+def test_a_change_of_a_step_that_is_not_there_is_answered_with_the_nearest_step() -> None:
+    from cluster.settings import assign
+
+    for path in ("filters.gopher_qualty.min_words", "steps.filters.gopher_qualty.min_words"):
+        with pytest.raises(RecipeError, match=r"no step named 'filters.gopher_qualty'; did you mean 'filters.goph"):
+            assign({"steps": list(GOOD["steps"])}, f"{path}=80")
+    sweep: dict = {"steps": [100, 200], "base": {}}
+    assign(sweep, "predict.steps=300")
+    assert sweep["predict"] == {"steps": 300}
+
+
+def test_a_run_that_would_read_its_own_documents_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs" / "web" / "documents").mkdir(parents=True)
+    (tmp_path / "runs" / "web" / "documents" / "a.jsonl").write_text('{"text": "a"}\n')
+    out = str(tmp_path / "runs" / "all")
+    for path in ("runs/*/documents/*", "runs", "."):
+        made = from_mapping({"steps": [{"crawl.corpus": {"path": str(tmp_path / path)}}]})
+        assert plan(made)
+        with pytest.raises(RecipeError, match="would read its own documents"):
+            plan(made, out)
+    made = from_mapping({"steps": [{"crawl.corpus": {"path": str(tmp_path / "runs/{web,code}/documents/*")}}]})
+    assert plan(made, out)
+    with pytest.raises(RecipeError, match=r"matches folders alone; '.*/documents/\*\*' takes the files below"):
+        plan(from_mapping({"steps": [{"crawl.corpus": {"path": str(tmp_path / "runs/*/documents")}}]}))
+
+
+def test_every_setting_of_a_step_says_what_it_is() -> None:
+    silent = [
+        f"{name}.{field}"
+        for name in recipes.step_docs()
+        for field, about in recipes.step_class(name).model_fields.items()
+        if not about.description
+    ]
+    assert not silent
+
+
 def test_all_problems_are_told_at_once() -> None:
     text = refusal({"steps": ["filters.nothing", {"filters.gopher_quality": {"x": 1}}], "sead": 1})
     assert text.count("\n") == 2

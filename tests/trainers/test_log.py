@@ -2,8 +2,10 @@ import json
 import random
 
 import pytest
+from rich.console import Console
 
 from trainers.log import Beat, Log, Spikes, read_metrics
+from trainers.train import _Progress
 
 
 def test_a_spike_is_told_from_noise_and_from_a_falling_loss():
@@ -46,6 +48,12 @@ def test_a_beat_knows_its_stage():
     stage, step, seconds = beat.read()
     assert (stage, step) == ("backward", 7)
     assert seconds < 5
+
+
+def test_a_run_that_learns_from_rewards_shows_them(capsys):
+    with _Progress(Console(width=200), steps=1, world=1, device="cpu") as show:
+        show.line({"step": 1, "reward": 0.25, "loss": 0.0, "rate": 1e-6, "tokens_per_second": 10.0})
+    assert "reward 0.2500  loss 0.0000" in capsys.readouterr().out
 
 
 def test_wandb_goes_on_in_the_same_run(tmp_path, monkeypatch):

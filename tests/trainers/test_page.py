@@ -158,11 +158,14 @@ def test_compute_is_labelled_by_powers_of_ten():
     assert [text for text in ("1e20", "1e21", "1e22", "1e23") if f">{text}</text>" not in drawn] == []
 
 
-@pytest.mark.parametrize(("first", "last"), [(99_919_903, 199_840_040), (2.1e8, 4.9e8), (1e3, 1e9), (3.1e-3, 4.4e-3)])
+@pytest.mark.parametrize(
+    ("first", "last"), [(99_919_903, 199_840_040), (2.1e8, 4.9e8), (1e3, 1e9), (3.1e-3, 4.4e-3), (1e18, 4e21)]
+)
 def test_a_logarithmic_axis_has_at_least_two_ticks(first, last):
     ticks = _decades(math.log10(first), math.log10(last))
     assert 2 <= len(ticks) <= 8
     assert len({label for _, label in ticks}) == len(ticks)
+    assert all(len(label) <= 7 for _, label in ticks)
     assert all(first * 0.999 <= value <= last * 1.001 for value, _ in ticks)
 
 

@@ -44,7 +44,8 @@ def test_the_command_knows_every_feedback_action():
         ("engine.zero=7", "engine: setting 'zero'"),
         ("objective.validation_row=3", "did you mean 'validation_rows'"),
         ("model.heads=7", "rotary positions need an even whole number"),
-        ("trainer=pretrian", "did you mean 'pretrain'"),
+        ("trainer=pretrian", "setting 'trainer': no trainer named 'pretrian'; did you mean 'pretrain'"),
+        ("trainer=dpo", "trainer: preference, objective: {loss: dpo}"),
         ("steps=10", "give one of steps, tokens, epochs"),
     ],
 )
@@ -61,6 +62,17 @@ def test_the_plan_counts_as_the_run_will(tmp_path, capsys):
     told = capsys.readouterr().out
     assert "100 rows of 256, 24,000 tokens" in told
     assert "steps      12 of 16 rows, about 3,840 tokens each; 1.9 passes" in told
+
+
+def test_the_plan_of_a_run_on_own_answers_counts_answers(tmp_path, capsys):
+    (tmp_path / "dataset.json").write_text(json.dumps({"rows": 9, "tokens": 900, "vocab_size": 99, "seq_len": 128}))
+    recipe = tmp_path / "grpo.yaml"
+    recipe.write_text(
+        f"trainer: grpo\ndata: {tmp_path}\nstart_from: {tmp_path}/later\nsteps: 3\nbatch_rows: 16\n"
+        "objective: {prompts: p.jsonl, rewards: {number: 1.0}, sampling: {samples: 4}}\n"
+    )
+    assert corpusmill.main(["plan", str(recipe)]) == 0, capsys.readouterr().err
+    assert "steps      3 of 16 answers to the prompts in p.jsonl\n" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("action", ACTIONS)

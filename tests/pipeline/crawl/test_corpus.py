@@ -231,6 +231,24 @@ def test_what_other_systems_leave_beside_the_data_is_passed_over(tmp_path):
         (tmp_path / name).write_text("x")
     (tmp_path / "_kept.jsonl").write_text("\n".join(lines(2)))
     assert len(rows_of(tmp_path)) == 5
+    # what `hf download` and Delta tables leave, and the card of a data set
+    for name in (
+        ".cache/huggingface/download/a.jsonl.metadata",
+        ".cache/huggingface/CACHEDIR.TAG",
+        "_delta_log/0.json",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text("{}")
+    for name in ("README.md", "LICENSE", "data/LICENSE.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("About these data.")
+    assert len(rows_of(tmp_path)) == 5
+
+
+def test_a_readme_among_texts_is_a_text(tmp_path):
+    (tmp_path / "README.md").write_text("Read me.")
+    (tmp_path / "notes.txt").write_text("And me.")
+    assert len(rows_of(tmp_path)) == 2
 
 
 @pytest.mark.parametrize(

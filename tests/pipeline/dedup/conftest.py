@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
@@ -30,6 +32,9 @@ class LocalStage:
         self.batch_documents = 97
         self.phases: list[str] = []
         self.step: Corpus
+        self.fingerprint = ""
+        self.said: list[str] = []
+        self.console = SimpleNamespace(line=self.said.append)
         self._fixed: dict[str, Any] = {}
 
     def map(self, phase: str, tasks: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -40,7 +45,7 @@ class LocalStage:
         for attempt, number in enumerate([*order, *order[:1]]):
             work = Work(
                 str(self.folder / f"{len(self.phases)}-{phase}"),
-                f"{number}-{attempt}",
+                f"{self.folder.name}-{number}-{attempt}",
                 self.memory_bytes,
                 self.seed,
                 self.batch_documents,
@@ -77,6 +82,7 @@ def run_step(
         )
     stage = LocalStage(folder, parts, workers=workers, memory=memory, seed=seed)
     stage.step = step
+    stage.fingerprint = hashlib.sha256(f"{step!r}{docs.to_pydict()}".encode()).hexdigest()
     stage.batch_documents = batch
     step.warm({})
     decided = json.loads(json.dumps(step.decide(stage)))  # type: ignore[arg-type]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute
@@ -66,6 +67,25 @@ def test_a_rerun_under_the_same_name_neither_changes_the_answer_nor_the_index(de
     assert later["kept"].num_rows == 0
     assert step.input_identity() == []
     assert Minhash(index=str(tmp_path / "index"), snapshot="b").input_identity() == ["a"]
+
+
+@pytest.mark.parametrize("step", [Exact, Url, Minhash, Lines])
+def test_a_changed_recipe_replaces_the_newest_snapshot_and_tells_what_it_cannot(dedup, docs, tmp_path, step):
+    table = docs(
+        [f"some words of document {i} as they are" for i in "abcdefghi"], url=[f"http://a/{i}" for i in range(9)]
+    )
+    settings = {"keep": "limit", "max_count": 1} if step is Lines else {}
+
+    def made(name: str) -> Any:
+        return step(index=str(tmp_path / "index"), snapshot=name, **settings)
+
+    dedup(made("a"), table)
+    again = dedup(made("a"), table.slice(0, 4))  # a filter before it was made stricter
+    assert again["stage"].said == []
+    assert len(dedup(made("b"), table)["removed"]) == 4
+    late = dedup(made("a"), table.slice(0, 2))
+    assert "snapshot 'a' stays" in late["stage"].said[0]
+    assert len(dedup(made("c"), table)["removed"]) == 9
 
 
 def test_an_index_made_with_other_settings_is_refused(dedup, docs, tmp_path):

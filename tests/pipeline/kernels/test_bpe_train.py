@@ -1,4 +1,6 @@
 import itertools
+import subprocess
+import sys
 from collections import Counter
 
 import numpy as np
@@ -121,3 +123,16 @@ def test_a_word_of_a_million_letters_is_merged_in_passes_over_it():
     """Each merge in it used to move all that follows: a stretch without a space took the time of its square."""
     doublings = train_bpe(iter(["a" * (1 << 20), "b"]), vocab_size=256 + 20 + len(SPECIAL_TOKENS))
     assert vocabulary_and_merges(doublings)[1] == [("a" * (1 << k),) * 2 for k in range(19)]
+
+
+def test_the_longest_word_costs_a_few_bytes_per_byte():
+    """It took 450: room for as many different pairs as a word has letters."""
+    code = (
+        "import numpy as np, resource, sys; from pipeline.tokens.train_bpe import train_bpe\n"
+        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "train_bpe(iter(['some words and more of them']), vocab_size=300); before = peak()\n"
+        "letters = np.random.default_rng(0).integers(97, 123, 8 << 20).astype(np.uint8).tobytes().decode()\n"
+        "train_bpe(iter([letters]), vocab_size=400); print((peak() - before) / (8 << 10))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 60
