@@ -110,8 +110,12 @@ def refuse(config: Mapping[str, Any], where: str) -> None:
 
 def longest(config: Mapping[str, Any]) -> int:
     """Tokens of the longest document that a model sees whole: its positions, or its sliding window if that is less."""
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    return min(int(config.get("max_position_embeddings") or 2048), int(window or 1 << 62))
+    return min(int(config.get("max_position_embeddings") or 2048), window(config) or 1 << 62)
+
+
+def window(config: Mapping[str, Any]) -> int | None:
+    """How many tokens the attention of some or all blocks looks back; None where it sees everything before."""
+    return (config.get("sliding_window") or None) if config.get("use_sliding_window", True) else None
 
 
 def positions(config: Any) -> int:
