@@ -28,7 +28,7 @@ from trainers.engine import Engine
 from trainers.ranks import Ranks
 
 FORMAT = "corpusmill.checkpoint/1"
-REGULAR, CORNER, FINAL = "regular", "corner", "final"
+REGULAR, KEPT, CORNER, FINAL = "regular", "kept", "corner", "final"
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Place:
     tokens: int
     """Targets trained on so far."""
     kind: str = REGULAR
-    """regular, corner (before the decay: the trunk that runs continue from) or final."""
+    """regular, kept (save_at), corner (before the decay: the trunk that runs continue from) or final."""
     optimizer_steps: dict[str, int] = field(default_factory=dict)
     """Per trained role."""
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -84,18 +84,14 @@ def _about(path: str) -> dict[str, Any]:
 
 def files(path: str) -> list[str]:
     """The names of a checkpoint's files of tensors."""
-    return _names(int(_about(path)["world"]))
-
-
-def _names(world: int) -> list[str]:
-    return [f"state-{rank:05d}-of-{world:05d}.safetensors" for rank in range(world)]
+    return shelf.files(int(_about(path)["world"]))
 
 
 class Writer:
     """Saves the trained roles of one run. One save is in flight at most; a second one waits for it."""
 
     def __init__(self, folder: str, ranks: Ranks, *, keep: int, keep_every: int = 0):
-        """Keep the last `keep` regular checkpoints, each `keep_every`-th step, and every corner and final one."""
+        """Keep the last `keep` regular checkpoints, each `keep_every`-th step, and all that are not regular."""
         self.folder, self.ranks, self.keep, self.keep_every = folder, ranks, keep, keep_every
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
@@ -120,6 +116,10 @@ class Writer:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what went wrong in the save in flight, if anything did by now."""
         if self._error is not None:
             error, self._error = self._error, None
             raise RunError(f"checkpoint below {self.folder} could not be written: {error}") from error
@@ -128,15 +128,18 @@ class Writer:
         try:
             from safetensors.torch import save_file
 
-            target = storage.join(shelf.aside_of(path), _names(self.ranks.world)[self.ranks.rank])
+            target = storage.join(shelf.aside_of(path), shelf.files(self.ranks.world)[self.ranks.rank])
             if storage.is_s3(target):
                 with tempfile.TemporaryDirectory() as own:
-                    save_file(tensors, os.path.join(own, "state"))
-                    storage.copy(os.path.join(own, "state"), target)
+                    file = os.path.join(own, "state")
+                    save_file(tensors, file)
+                    shelf.seal(file, target)
+                    storage.copy(file, target)
             else:
                 os.makedirs(os.path.dirname(target), exist_ok=True)
                 save_file(tensors, f"{target}.part")
                 shelf.sync(f"{target}.part")
+                shelf.seal(f"{target}.part", target)
                 os.replace(f"{target}.part", target)
             if self.ranks.rank == 0:
                 self._publish(place, path)
@@ -146,7 +149,7 @@ class Writer:
     def _publish(self, place: Place, path: str, patience: float = 1800.0) -> None:
         """Wait for the files of all ranks, then make the checkpoint visible at once, and drop old ones."""
         aside = shelf.aside_of(path)
-        expected = [storage.join(aside, name) for name in _names(self.ranks.world)]
+        expected = [storage.join(aside, name) for name in shelf.files(self.ranks.world)]
         deadline = time.monotonic() + patience
         while missing := [name for name in expected if not storage.exists(name)]:
             if time.monotonic() > deadline:

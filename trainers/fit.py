@@ -11,7 +11,7 @@ import torch
 
 from cluster.errors import RunError
 from trainers.batch import StepRows
-from trainers.checkpoint import CORNER, FINAL, REGULAR, Place, Writer
+from trainers.checkpoint import CORNER, FINAL, KEPT, REGULAR, Place, Writer
 from trainers.engine import Engine
 from trainers.log import Beat, Log, Spikes
 from trainers.objective import Blaming, Objective
@@ -72,6 +72,7 @@ def fit(
     batches = iter(objective.batches(roles))
     due: str | None = None
     for step in range(place.step, length.steps):
+        writer.check()
         beat.at("data", step)
         rows = next(batches)
         if due and rows.begins:
@@ -79,6 +80,7 @@ def fit(
             there = replace(place, step=step, cursor=rows.first_row, tokens=tokens, kind=due, state=rows.state)
             _save(writer, trained, there)
             due = None
+        beat.at("count", step)
         per_batch = [objective.counts(batch) for batch in rows.micro_batches]
         names = list(trained)
         learned = float(sum(batch.target_count() for batch in rows.micro_batches))
@@ -123,9 +125,9 @@ def fit(
             beat.at("evaluate", step)
             _evaluate(objective, roles, step + 1, done, log)
             clock = time.perf_counter()
-        kind = FINAL if last else CORNER if step + 1 in (corner, *length.save_at) else REGULAR
+        kind = FINAL if last else CORNER if step + 1 == corner else KEPT if step + 1 in length.save_at else REGULAR
         if length.save and (kind != REGULAR or (length.checkpoint_every and (step + 1) % length.checkpoint_every == 0)):
-            due = CORNER if due == CORNER and not last else kind
+            due = due if due in (CORNER, KEPT) and not last else kind
         if last and due:
             beat.at("checkpoint", step)
             _save(
@@ -150,17 +152,17 @@ def _line(
     labels = sorted(sums)
     totals = ranks.sum([float(sums[label]) for label in labels])
     line: dict[str, Any] = {"step": step}
+    for name, norm in norms.items():
+        line["grad_norm" if name == "policy" else f"{name}_grad_norm"] = norm
     for label, total in zip(labels, totals, strict=True):
         owner = next((name for name in counts if label.startswith(f"{name}_")), "policy")
         line[label] = total / counts.get(owner, next(iter(counts.values())))
     if not all(abs(value) < float("inf") for value in line.values()):
         raise RunError(
-            f"step {step}: a loss is not finite ({line}); lower schedule.rate, or look at the rows of this step, "
-            f"{rows.first_row} to {rows.next_row - 1}. The last checkpoint stays as it is"
+            f"step {step}: a loss or gradient is not finite ({line}); lower schedule.rate, or look at the rows of this "
+            f"step, {rows.first_row} to {rows.next_row - 1}. The last checkpoint stays as it is"
         )
     line["rate"] = rate
-    for name, norm in norms.items():
-        line["grad_norm" if name == "policy" else f"{name}_grad_norm"] = norm
     return line
 
 

@@ -175,9 +175,9 @@ def _in_order(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return blocks.sum(-1, dtype=torch.int32).unsqueeze(1), order.to(torch.int32).unsqueeze(1)
 
 
-def _guard(kwargs: dict[str, Any]) -> None:
-    """Refuse a call that PackedLM did not make: nothing would tell tokens of one document from those of another."""
-    if not kwargs.get("documents_apart"):
+def _guard(borders: Any) -> None:
+    """Refuse a mask or borders that PackedLM did not make: nothing would tell tokens of one document from another's."""
+    if not hasattr(borders, "documents_apart"):
         raise DataError(
             "packed attention called without PackedLM: with a mask of ones, use_cache, generate() or no position_ids "
             "tokens attend across documents. Call PackedLM, or export the model and open that by transformers"
@@ -188,7 +188,7 @@ def _packed_sdpa(
     _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """query [rows, heads, seq, head], key and value [rows, kv_heads, seq, head] → [rows, seq, heads, head]."""
-    _guard(kwargs)
+    _guard(attention_mask)
     prefix = getattr(_module, "prefix", None)
     if prefix is not None:
         key, value, attention_mask = prefix.in_front(key, value, attention_mask)
@@ -205,7 +205,7 @@ def _packed_flex(
     _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """The same by flex_attention (CUDA), which skips blocks that no document fills."""
-    _guard(kwargs)
+    _guard(attention_mask)
     attend = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
     grouped = query.shape[1] != key.shape[1]
     prefix = getattr(_module, "prefix", None)
@@ -225,7 +225,7 @@ def _packed_varlen(
     """The same by torch's variable-length flash attention (CUDA, bf16): documents as sequences of one flat batch."""
     from torch.nn.attention import varlen
 
-    _guard(kwargs)
+    _guard(kwargs.get("cu_seq_lens_q"))
     if getattr(_module, "prefix", None) is not None:
         raise RecipeError("engine: attention: varlen cannot put a prefix before every document; use flex")
     rows, heads, length, head = query.shape
@@ -364,7 +364,9 @@ class PackedLM(nn.Module):
             inputs = self.tuning.arguments(self, inputs, doc_index, targets, parts)
         if doc_index.shape != input_ids.shape:
             inputs["sequence_group"] = self.sequence_group
-        return lm.get_decoder()(**inputs, **kwargs, documents_apart=True, use_cache=False)
+        borders: Any = inputs.get("attention_mask", inputs.get("cu_seq_lens_q"))
+        borders.documents_apart = True
+        return lm.get_decoder()(**inputs, **kwargs, use_cache=False)
 
     def _check(self, position_ids: Tensor | None, doc_index: Tensor | None) -> None:
         """Refuse rows and models with which documents would see each other, or see less than they should."""
@@ -373,21 +375,18 @@ class PackedLM(nn.Module):
         now, ours = self.lm.config._attn_implementation, f"corpusmill_{self.attention}"
         if now != ours:
             raise DataError(f"attention was switched from {ours!r} to {now!r}, by which documents see each other")
-        if self._window and doc_index.shape[1] > self._window:
-            raise DataError(
-                f"rows of {doc_index.shape[1]:,} tokens for a model whose sliding_window is {self._window:,}: packed "
-                "attention looks back over whole documents; pack rows of that length or shorter"
+        if self._window:
+            _must(
+                (position_ids < self._window).all(),
+                f"a document is longer than the model's sliding_window of {self._window:,} tokens: packed attention "
+                "looks back over whole documents; cut them to that length",
             )
         if position_ids.shape != doc_index.shape:  # a stretch of rows does not know where it lies
             return
         begins = torch.ones_like(doc_index, dtype=torch.bool)
         begins[:, 1:] = doc_index[:, 1:] != doc_index[:, :-1]
         due = torch.where(begins, 0, nn.functional.pad(position_ids[:, :-1], (1, 0)) + 1)
-        right, what = (position_ids == due).all(), "position_ids must begin at 0 in every document and rise by 1"
-        if right.device.type != "cpu":
-            torch._assert_async(right, what)  # type: ignore[no-untyped-call]  # waits for nobody
-        elif not right:
-            raise DataError(what)
+        _must((position_ids == due).all(), "position_ids must begin at 0 in every document and rise by 1")
 
     def forward(
         self,
@@ -419,6 +418,14 @@ class PackedLM(nn.Module):
         if want == "scores":
             return scatter.sketched_scores(flat, head.weight, goals, self.loss_chunk).unflatten(0, targets.shape)
         return cross_entropy.token_losses(flat, head.weight, goals, self.loss_chunk).reshape(targets.shape)
+
+
+def _must(right: Tensor, what: str) -> None:
+    """Raise DataError on a CPU; on a GPU, for which nobody waits, the kernel of this check ends the process."""
+    if right.device.type != "cpu":
+        torch._assert_async(right, what)  # type: ignore[no-untyped-call]
+    elif not right:
+        raise DataError(what)
 
 
 def pick_attention(device: torch.device, wanted: Literal["auto"] | Attention = "auto") -> Attention:

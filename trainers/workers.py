@@ -37,15 +37,17 @@ class Worker:
         self.beat = Beat()
         self.log: Any = None
 
-    def address(self) -> tuple[str, int, int]:
-        """(node address, a free port there, process id)."""
+    def address(self) -> tuple[str, int, int, float]:
+        """(node address, a free port there, process id and the time when it began)."""
         import socket
 
+        import psutil
         import ray
 
         with socket.socket() as probe:
             probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), int(probe.getsockname()[1]), os.getpid()
+            began = psutil.Process().create_time()
+            return ray.util.get_node_ip_address(), int(probe.getsockname()[1]), os.getpid(), began
 
     def run(self, recipe: dict[str, Any], out: str, master: str, port: int, local_rank: int) -> dict[str, Any]:
         """Train to the end. Returns the results, or {"error": traceback, "stage": …, "step": …}."""
@@ -76,7 +78,8 @@ class Worker:
         """Where this rank is, and rank 0's new metric lines."""
         stage, step, seconds = self.beat.read()
         log = self.log
-        return {"stage": stage, "step": step, "seconds": seconds, "lines": log.since(lines_seen) if log else []}
+        lines = log.since(lines_seen) if log else []
+        return {"stage": stage, "step": step, "seconds": seconds, "turns": self.beat.turns, "lines": lines}
 
 
 SLOW = ("start", "build", "restore", "export")
@@ -95,7 +98,8 @@ class Group:
     workers: list[Any]
     placement: Any
     pids: list[int] = field(default_factory=list)
-
+    began: list[float] = field(default_factory=list)
+    """When each process started: with its number, that tells it from all others."""
     master: str = ""
     port: int = 0
     local_ranks: list[int] = field(default_factory=list)
@@ -128,8 +132,8 @@ class Group:
         except Exception as error:
             group.stop()
             raise Lost(f"a worker did not start: {error}") from error
-        hosts = [host for host, _, _ in found]
-        group.pids = [pid for _, _, pid in found]
+        hosts = [one[0] for one in found]
+        group.pids, group.began = [one[2] for one in found], [one[3] for one in found]
         # a GPU worker sees only its own device, as number 0
         group.local_ranks = [0 if device == "cuda" else hosts[:rank].count(hosts[rank]) for rank in range(world)]
         group.master, group.port = ("127.0.0.1" if len(set(hosts)) == 1 else hosts[0]), found[0][1]
@@ -199,7 +203,7 @@ def attempt(
 
     group = crew.take(world, device, recipe["threads"])
     healthy = False
-    Path(out, "workers.json").write_text(json.dumps({"pids": group.pids}) + "\n")
+    Path(out, "workers.json").write_text(json.dumps({"pids": group.pids, "began": group.began}) + "\n")
     try:
         waiting = {
             worker.run.remote(recipe, out, group.master, group.port, group.local_ranks[rank]): rank
@@ -228,18 +232,27 @@ def attempt(
 
 
 def outlived(out: str, seconds: float = 30.0) -> None:
-    """Wait for the workers of a driver that was killed in this folder: Ray ends them, but not at once."""
+    """Wait for the workers of a driver that was killed in this folder: Ray ends them, but not at once.
+
+    Raises RunError when they go on: their driver is alive, and two runs in one folder would spoil both.
+    """
     import psutil
 
-    left, pids = [], []
+    left: list[psutil.Process] = []
+    told: dict[str, list[Any]] = {"pids": [], "began": []}
     with contextlib.suppress(OSError, ValueError):  # there is no such file, or it was being written
-        pids = json.loads(Path(out, "workers.json").read_text())["pids"]
-    for pid in pids:
+        told = json.loads(Path(out, "workers.json").read_text())
+    for pid, began in zip(told["pids"], told["began"], strict=True):
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
-            if "ray::" in " ".join(process.cmdline()):
+            if process.create_time() == began:  # else another process got the number, or it was on another machine
                 left.append(process)
-    psutil.wait_procs(left, timeout=seconds)
+    _, alive = psutil.wait_procs(left, timeout=seconds)
+    if alive:
+        raise RunError(
+            f"{out}: another run is at work in this folder (its workers are processes {[one.pid for one in alive]}); "
+            "wait for it, end it, or use another --out"
+        )
 
 
 def _result(future: Any, rank: int) -> dict[str, Any]:
@@ -266,7 +279,7 @@ def _explain(failed: dict[int, dict[str, Any]], waiting: dict[Any, int]) -> None
         result = _result(future, rank)
         if "error" in result:
             failed[rank] = result
-    own = {rank: result for rank, result in failed.items() if not _peer_lost(result["summary"])}
+    own = {rank: result for rank, result in failed.items() if result["told"] or not _peer_lost(result["summary"])}
     if not own:
         rank, result = next(iter(failed.items()))
         raise Lost(f"rank {rank} lost its peers in '{result['stage']}' at step {result['step']}: {result['summary']}")
@@ -340,5 +353,5 @@ class Watch:
                     f"rank {rank} has not answered for {now - since:.0f} s; it was last in '{stage}' at step {step}"
                 )
         if stuck:
-            rank, beat = min(stuck.items(), key=lambda item: (item[1]["step"], -item[1]["seconds"]))
+            rank, beat = min(stuck.items(), key=lambda item: (item[1]["turns"], -item[1]["seconds"]))
             raise Lost(f"rank {rank} has been in '{beat['stage']}' at step {beat['step']} for {beat['seconds']:.0f} s")

@@ -132,19 +132,19 @@ def test_a_class_with_an_attention_of_its_own_is_refused(heeds):
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_rows_longer_than_a_sliding_window_are_refused(packed):
+def test_documents_longer_than_a_sliding_window_are_refused(packed):
     from transformers import MistralConfig, MistralForCausalLM
 
-    batch = collate(PackedRows(str(packed)).read(0, 1))
+    batch = collate(Rows(np.full((1, 64), 5), [np.array([40, 24])], None))
     shape = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
-    for window, fits in ((63, False), (64, True), (None, True)):
+    for window, fits in ((39, False), (40, True), (None, True)):
         ours = PackedLM(MistralForCausalLM(MistralConfig(**shape, **heads, sliding_window=window)))
         inputs = (batch.input_ids, batch.position_ids, batch.doc_index, batch.targets)
         if fits:
             assert ours(*inputs) > 0
             continue
-        with pytest.raises(DataError, match="rows of 64 tokens for a model whose sliding_window is 63"):
+        with pytest.raises(DataError, match="longer than the model's sliding_window of 39"):
             ours(*inputs)
 
 
