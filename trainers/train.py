@@ -148,10 +148,10 @@ def _attempt(
 
 def _devices(recipe: TrainRecipe) -> tuple[str, int]:
     """Start or join Ray; the device kind and the number of workers in force."""
+    wanted = recipe.workers if isinstance(recipe.workers, int) else None
+    cluster_ray.start(max(wanted or 2, cluster_ray.cores()))
     import ray
 
-    wanted = recipe.workers if isinstance(recipe.workers, int) else None
-    cluster_ray.start(max(wanted or 2, os.cpu_count() or 1))
     gpus = int(ray.cluster_resources().get("GPU", 0))
     device = recipe.device if recipe.device != "auto" else ("cuda" if gpus else "cpu")
     if device == "cuda" and not gpus:

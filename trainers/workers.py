@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from typing import Any
 
 from cluster import placement
 from cluster.errors import CorpusmillError, DataError, RecipeError, RunError
+from cluster.ray import cores
 
 
 class Worker:
@@ -114,7 +116,7 @@ class Group:
         reserved = placement.place(world, gpus_each=gpus)
         share = reserved.bundle_specs[0]["CPU"]
         # more CPU threads than idle cores wait for each other: one is the safe choice on a shared machine
-        threads = threads or (1 if device == "cpu" else max(1, (os.cpu_count() or 1) // world))
+        threads = threads or (1 if device == "cpu" else max(1, cores() // world))
         actor: Any = ray.remote(Worker)
         workers = [
             actor.options(
@@ -140,12 +142,20 @@ class Group:
         return group
 
     def stop(self) -> None:
-        """End all workers at once."""
-        import ray
+        """End all workers at once; those here without Ray, which a signal to all processes may have ended."""
+        for process in _alive(self.pids, self.began):
+            process.kill()
 
-        for worker in self.workers:
-            ray.kill(worker, no_restart=True)
-        placement.release(self.placement)
+        def by_ray() -> None:
+            import ray
+
+            for worker in self.workers:
+                ray.kill(worker, no_restart=True)
+            placement.release(self.placement)
+
+        asking = threading.Thread(target=by_ray, daemon=True)
+        asking.start()
+        asking.join(2.0)
 
 
 class Crew:
@@ -238,21 +248,29 @@ def outlived(out: str, seconds: float = 30.0) -> None:
     """
     import psutil
 
-    left: list[psutil.Process] = []
     told: dict[str, list[Any]] = {"pids": [], "began": []}
     with contextlib.suppress(OSError, ValueError):  # there is no such file, or it was being written
         told = json.loads(Path(out, "workers.json").read_text())
-    for pid, began in zip(told["pids"], told["began"], strict=True):
-        with contextlib.suppress(psutil.Error):
-            process = psutil.Process(pid)
-            if process.create_time() == began:  # else another process got the number, or it was on another machine
-                left.append(process)
+    left = _alive(told["pids"], told["began"])
     _, alive = psutil.wait_procs(left, timeout=seconds)
     if alive:
         raise RunError(
             f"{out}: another run is at work in this folder (its workers are processes {[one.pid for one in alive]}); "
             "wait for it, end it, or use another --out"
         )
+
+
+def _alive(pids: list[int], began: list[float]) -> list[Any]:
+    """The processes of this machine among workers; another one that got a number has another time."""
+    import psutil
+
+    found = []
+    for pid, since in zip(pids, began, strict=True):
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(pid)
+            if process.create_time() == since:
+                found.append(process)
+    return found
 
 
 def _result(future: Any, rank: int) -> dict[str, Any]:

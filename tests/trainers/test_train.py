@@ -291,6 +291,33 @@ def test_a_killed_driver_goes_on_with_the_same_command(recipe, tmp_path, crew):
     assert until_then.items() <= whole.losses.items()
 
 
+@pytest.mark.parametrize(("number", "everybody"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
+def test_an_interrupted_run_says_one_line_leaves_nothing_behind_and_goes_on(recipe, tmp_path, crew, number, everybody):
+    """Ctrl-C, and SIGTERM as systemd sends it: to Ray's processes too."""
+    job = recipe(steps=40, batch_rows=48, checkpoint_every=5, export=False)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(job))
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "corpusmill", "train", str(tmp_path / "recipe.yaml"), "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ears = "import signal, runpy, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command[1:3] = ["-c", ears + "sys.argv.pop(0); runpy.run_module('corpusmill', run_name='__main__')", "corpusmill"]
+    first = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 90
+    while len(read_metrics(str(out))) < 7 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    pids = json.loads((out / "workers.json").read_text())["pids"]
+    (os.killpg if everybody else os.kill)(first.pid, number)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 128 + number
+    assert said == "corpusmill: interrupted; the same command goes on where it was\n"
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False).returncode == 0
+    whole = train(job, str(tmp_path / "whole"), crew=crew)
+    assert _losses(out) == whole.losses
+
+
 def test_an_error_in_a_worker_names_rank_and_stage(crew, recipe, tmp_path, packed):
     broken = tmp_path / "packed"
     shutil.copytree(packed, broken)
@@ -369,7 +396,7 @@ def test_a_gradient_that_is_not_finite_is_never_saved():
     ranks, rows = Ranks(0, 1, torch.device("cpu")), StepRows(24, 36, [])
     told = {"loss": torch.tensor(5.0)}, {"policy": 2.0}
     assert _line(3, *told, {"policy": 0.1}, 1e-3, ranks, rows)["loss"] == 2.5
-    with pytest.raises(RunError, match="step 3: a loss or gradient is not finite .* of this step, 24 to 35"):
+    with pytest.raises(RunError, match=r"step 3: a loss or gradient is not finite .* of this step, 24 to 35"):
         _line(3, *told, {"policy": float("nan")}, 1e-3, ranks, rows)
 
 
