@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -44,6 +45,8 @@ def start(workers: int | None = None) -> int:
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if not os.access(os.path.expanduser("~"), os.W_OK):  # a container's user without a home: Ray writes its token there
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     with _held_back():
         import ray
 

@@ -212,7 +212,7 @@ def attempt(
     import ray
 
     group = crew.take(world, device, recipe["threads"])
-    healthy = False
+    healthy, kills = False, _memory_kills()
     Path(out, "workers.json").write_text(json.dumps({"pids": group.pids, "began": group.began}) + "\n")
     try:
         waiting = {
@@ -233,6 +233,13 @@ def attempt(
         watch.ask(group, set())
         healthy = True
         return [results[rank] for rank in range(world)]
+    except Lost as lost:
+        if _memory_kills() > kills:
+            raise Lost(
+                f"{lost}; memory ran out meanwhile on this machine, the kernel killed a process: lower micro_rows or "
+                "workers, or share more by engine.zero"
+            ) from lost
+        raise
     finally:
         if healthy:
             crew.give_back(group, world, device, recipe["threads"])
@@ -273,12 +280,21 @@ def _alive(pids: list[int], began: list[float]) -> list[Any]:
     return found
 
 
+def _memory_kills(counters: str = "/proc/vmstat") -> int:
+    """How many processes the kernel has killed on this machine because memory ran out; 0 where it does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path(counters).read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
 def _result(future: Any, rank: int) -> dict[str, Any]:
     import ray
 
     try:
         return ray.get(future)  # type: ignore[no-any-return]
-    except ray.exceptions.RayActorError as error:
+    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
         raise Lost(f"rank {rank} died: {_first_line(error)}") from error
 
 
@@ -309,6 +325,9 @@ def _explain(failed: dict[int, dict[str, Any]], waiting: dict[Any, int]) -> None
     what = f"rank {rank} failed in '{result['stage']}' at step {result['step']}: "
     if result["told"]:  # it says what to do
         error = RunError(what + result["summary"].partition(": ")[2])
+    elif result["summary"].startswith("OutOfMemoryError: "):  # torch's, of a GPU
+        advice = "lower micro_rows, set engine.recompute: full, or share more by engine.zero"
+        error = RunError(f"{what}{result['summary'].partition(': ')[2]}\n{advice}; the same command then goes on")
     else:
         error = RunError(f"{what}{result['summary']}\n\n{result['error']}")
     error.exit_code = result["exit_code"]
@@ -351,7 +370,7 @@ class Watch:
             rank = asked[future]
             try:
                 beats[rank] = ray.get(future)
-            except ray.exceptions.RayActorError as error:
+            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
                 raise Lost(f"rank {rank} died: {_first_line(error)}") from error
             self.heard[rank] = (now, beats[rank]["stage"], beats[rank]["step"])
         for line in beats.get(0, {}).get("lines", []):

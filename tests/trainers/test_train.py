@@ -327,6 +327,38 @@ def test_an_error_in_a_worker_names_rank_and_stage(crew, recipe, tmp_path, packe
         train(recipe(data=str(broken)), str(tmp_path / "out"), crew=crew)
 
 
+def failed(summary, told=False):
+    return {"summary": summary, "stage": "forward", "step": 3, "exit_code": 1, "told": told, "error": "Traceback …"}
+
+
+def test_the_first_cause_is_told_not_what_other_ranks_made_of_it():
+    from trainers.workers import Lost, _explain, _memory_kills
+
+    gone = failed("RuntimeError: [gloo/transport/tcp/pair.cc:538] Connection closed by peer")
+    with pytest.raises(Lost, match="rank 0 lost its peers in 'forward' at step 3"):
+        _explain({0: gone}, {})
+    with pytest.raises(RunError, match=r"rank 1 failed in 'forward' at step 3: KeyError: 'x'\n\nTraceback"):
+        _explain({0: gone, 1: failed("KeyError: 'x'")}, {})
+    with pytest.raises(RunError, match=r"rank 1 failed in 'forward' at step 3: /socket/data: no rows$"):
+        _explain({0: gone, 1: failed("DataError: /socket/data: no rows", told=True)}, {})
+    full = failed("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
+    with pytest.raises(RunError, match=r"rank 0 failed in 'forward' .* 2.00 GiB\nlower micro_rows.*goes on$"):
+        _explain({0: full}, {})
+    assert _memory_kills() >= 0
+    assert _memory_kills("/nowhere") == 0
+
+
+def test_a_rank_that_hangs_is_told_from_those_that_wait_for_it(recipe, tmp_path, crew, packed):
+    """Rows 60 to 65 of step 5 are in the first shard, some of rank 1's in the second, which nobody ever fills."""
+    shutil.copytree(packed, tmp_path / "packed")
+    shard = tmp_path / "packed/train-00001.parquet"
+    shard.unlink()
+    os.mkfifo(shard)
+    job = recipe(data=str(tmp_path / "packed"), workers=2, stall_seconds=4, max_restarts=0)
+    with pytest.raises(RunError, match=r"rank 1 has been in 'data' at step 5 for \d+ s\. Gave up after 0 restarts"):
+        train(job, str(tmp_path / "run"), crew=crew)
+
+
 def test_a_file_that_the_recipe_names_and_is_not_there_is_told_without_a_traceback(crew, recipe, tmp_path):
     with pytest.raises(DataError, match=r"none\.jsonl: no such task file$"):
         train(recipe(objective={"tasks": [str(tmp_path / "none.jsonl")]}), str(tmp_path / "out"), crew=crew)
