@@ -2,6 +2,7 @@
 
     OUT/checkpoints/step-00000100/checkpoint.json               step, data cursor, optimiser steps, kind, recipe
                                   state-00000-of-00002.safetensors   whole float32 tensors, each in one of the files
+                                  state-00000-of-00002.safetensors.sum   its size and CRC-32
 
 Every rank writes the tensors whose number is its own, in a thread; rank 0 publishes when all files are complete.
 Only files are involved, no collective: a rank that saves keeps no other waiting.
@@ -122,7 +123,10 @@ class Writer:
         """Raise what went wrong in the save in flight, if anything did by now."""
         if self._error is not None:
             error, self._error = self._error, None
-            raise RunError(f"checkpoint below {self.folder} could not be written: {error}") from error
+            raise RunError(
+                f"a checkpoint below {self.folder} could not be written: {error}. When it can be, the same command goes "
+                "on from the one before"
+            ) from error
 
     def _write(self, tensors: dict[str, Tensor], place: Place, path: str) -> None:
         try:
@@ -172,6 +176,8 @@ def load(path: str, roles: Mapping[str, Engine], ranks: Ranks, *, moments: bool 
     """
     from safetensors import safe_open
 
+    if wrong := shelf.damage(path, content=False):
+        raise DataError(f"{path} is damaged: {wrong}")
     place = read_place(path)
     with contextlib.ExitStack() as stack:
         here = path

@@ -382,7 +382,9 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(undi
 def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_once(recipe, tmp_path, crew):
     (tmp_path / "checkpoints").write_text("no folder")
     long = recipe(steps=300, checkpoint_every=3, workers=2)
-    with pytest.raises(RunError, match=r"rank \d failed in .*checkpoint below .* could not be written: .*checkpoints"):
+    with pytest.raises(
+        RunError, match=r"rank \d failed in .*a checkpoint below .* could not be written: .*checkpoints"
+    ):
         train(long, str(tmp_path), crew=crew)
     assert max(_losses(tmp_path)) < 30
 
