@@ -124,8 +124,8 @@ class Writer:
         if self._error is not None:
             error, self._error = self._error, None
             raise RunError(
-                f"a checkpoint below {self.folder} could not be written: {error}. When it can be, the same command goes "
-                "on from the one before"
+                f"a checkpoint below {self.folder} could not be written: {error}. When it can be, the same command "
+                "goes on from the one before"
             ) from error
 
     def _write(self, tensors: dict[str, Tensor], place: Place, path: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,15 +38,6 @@ class Length:
     """Of one device, dense, in the training precision; 0 where nobody knows."""
 
 
-@dataclass
-class Fitted:
-    """What a rank reports at the end."""
-
-    steps_done: int = 0
-    losses: dict[int, float] = field(default_factory=dict)
-    validation: dict[int, float] = field(default_factory=dict)
-
-
 def fit(
     objective: Objective,
     roles: Mapping[str, Role],
@@ -56,15 +47,15 @@ def fit(
     writer: Writer,
     beat: Beat,
     log: Log | None,
-) -> Fitted:
+) -> int:
     """Train from `place` to the end: per optimiser step, count, backward over micro-batches, step, log, evaluate, save.
+    Returns the steps done.
 
     Counts are summed over micro-batches and ranks before the first backward pass, so that every loss is a sum over
     the whole step divided by its whole count. A checkpoint that is due is saved as soon as the objective is where a run
     may begin: before the next step, or the next iteration.
     """
     trained = {name: role for name, role in roles.items() if isinstance(role, Engine)}
-    done = Fitted()
     corner = length.schedule.corner(length.steps)
     cursor, tokens = place.cursor, place.tokens
     clock, waited = time.perf_counter(), objective.waited()
@@ -109,8 +100,6 @@ def fit(
         line |= {"tokens": tokens, "row": cursor, **{k: v for one in stepped.values() for k, v in one.figures.items()}}
         line |= rows.figures
         clock, waited = now, now_waited
-        done.losses[step + 1] = line["loss"]
-        done.steps_done += 1
         spike = spikes.check(line["loss"])
         alarm: dict[str, Any] = {"step": step + 1, "alarm": spike, "rows": [rows.first_row, rows.next_row]}
         if spike and isinstance(objective, Blaming):
@@ -123,7 +112,7 @@ def fit(
         last = step + 1 == length.steps
         if last or (length.validate_every and (step + 1) % length.validate_every == 0):
             beat.at("evaluate", step)
-            _evaluate(objective, roles, step + 1, done, log)
+            _evaluate(objective, roles, step + 1, log)
             clock = time.perf_counter()
         kind = FINAL if last else CORNER if step + 1 == corner else KEPT if step + 1 in length.save_at else REGULAR
         if length.save and (kind != REGULAR or (length.checkpoint_every and (step + 1) % length.checkpoint_every == 0)):
@@ -136,7 +125,7 @@ def fit(
     beat.at("checkpoint", length.steps)
     writer.wait()
     ranks.barrier()
-    return done
+    return length.steps - place.step
 
 
 def _line(
@@ -177,14 +166,12 @@ def _speed(length: Length, ranks: Ranks, tokens: float, seconds: float, waited: 
     return speed
 
 
-def _evaluate(objective: Objective, roles: Mapping[str, Role], step: int, done: Fitted, log: Log | None) -> None:
+def _evaluate(objective: Objective, roles: Mapping[str, Role], step: int, log: Log | None) -> None:
     for role in roles.values():
         role.eval()
     figures = objective.evaluate(roles)
     for role in roles.values():
         role.train()
-    if "validation" in figures:
-        done.validation[step] = figures["validation"]
     if log and figures:
         log.write({"step": step, **figures})
 
