@@ -25,6 +25,9 @@ MODELS = (
 )  # fmt: skip
 """`model_type` of what trains here."""
 
+DEAF = ("stablelm",)
+"""Of those, the ones whose code in transformers hands no further arguments on to attention, which two settings need."""
+
 
 def check_models(recipe: TrainRecipe, data: str | None, about: Mapping[str, Any], *, missing: bool = False) -> None:
     """Refuse the models of a recipe that cannot learn from a data set: its folder (None: not there yet), dataset.json.
@@ -106,6 +109,15 @@ def refuse(config: Mapping[str, Any], where: str) -> None:
     if config.get("quantization_config"):
         method = config["quantization_config"].get("quant_method", "some method")
         raise RecipeError(f"{where}: its weights are quantised ({method}); training needs float32, bfloat16 or float16")
+
+
+def check_arguments(kind: str, *, varlen: bool, shared: bool) -> None:
+    """Refuse engine settings for which attention must be told more than a mask. Raises RecipeError."""
+    if kind in DEAF and (varlen or shared):
+        setting, other = ("sequence", "sequence: 1") if shared else ("attention: varlen", "attention: flex")
+        raise RecipeError(
+            f"engine: {setting}: not for model_type {kind!r}, whose attention cannot be told; use {other}"
+        )
 
 
 def longest(config: Mapping[str, Any]) -> int:

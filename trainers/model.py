@@ -351,7 +351,8 @@ class PackedLM(nn.Module):
         Positions that a tuning method puts in front are in it. Raises DataError where documents would see each other.
         """
         self._check(position_ids, doc_index)
-        lm: Any = self.lm
+        lm, shared = self.lm, doc_index.shape != input_ids.shape
+        architecture.check_arguments(lm.config.model_type, varlen=self.attention == "varlen", shared=shared)
         inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
         if self.attention == "varlen":
             if self.tuning is not None:
@@ -362,7 +363,7 @@ class PackedLM(nn.Module):
             inputs["attention_mask"] = documents_mask(doc_index, self.attention)
         else:
             inputs = self.tuning.arguments(self, inputs, doc_index, targets, parts)
-        if doc_index.shape != input_ids.shape:
+        if shared:
             inputs["sequence_group"] = self.sequence_group
         borders: Any = inputs.get("attention_mask", inputs.get("cu_seq_lens_q"))
         borders.documents_apart = True

@@ -300,7 +300,7 @@ def _result(future: Any, rank: int) -> dict[str, Any]:
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _explain(failed: dict[int, dict[str, Any]], waiting: dict[Any, int]) -> None:
