@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from cluster import placement
+from cluster import ray as cluster_ray
 from cluster.errors import CorpusmillError, DataError, RecipeError, RunError
-from cluster.ray import cores
 
 
 class Worker:
@@ -116,7 +116,7 @@ class Group:
         reserved = placement.place(world, gpus_each=gpus)
         share = reserved.bundle_specs[0]["CPU"]
         # more CPU threads than idle cores wait for each other: one is the safe choice on a shared machine
-        threads = threads or (1 if device == "cpu" else max(1, cores() // world))
+        threads = threads or (1 if device == "cpu" else max(1, cluster_ray.cores() // world))
         actor: Any = ray.remote(Worker)
         workers = [
             actor.options(
@@ -143,8 +143,11 @@ class Group:
 
     def stop(self) -> None:
         """End all workers at once; those here without Ray, which a signal to all processes may have ended."""
+        import psutil
+
         for process in _alive(self.pids, self.began):
-            process.kill()
+            with contextlib.suppress(psutil.Error):  # gone meanwhile
+                process.kill()
 
         def by_ray() -> None:
             import ray
@@ -155,7 +158,10 @@ class Group:
 
         asking = threading.Thread(target=by_ray, daemon=True)
         asking.start()
-        asking.join(2.0)
+        asking.join(5.0)
+        deadline = time.monotonic() + 30
+        while asking.is_alive() and cluster_ray.answers() and time.monotonic() < deadline:
+            asking.join(0.2)
 
 
 class Crew:
