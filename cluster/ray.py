@@ -130,18 +130,6 @@ def _own_handlers() -> Iterator[None]:
         install(signal.SIGTERM, ours or signal.SIG_DFL)  # Ray's C++ side has put its own below Python's
 
 
-def answers() -> bool:
-    """Whether Ray can be asked for something; of one that was started here, whether its server still runs."""
-    import psutil
-
-    if os.environ.get("RAY_ADDRESS"):
-        return True
-    with contextlib.suppress(psutil.Error):
-        children = psutil.Process().children()
-        return any(one.name() == "gcs_server" and one.status() != psutil.STATUS_ZOMBIE for one in children)
-    return True
-
-
 def stop() -> None:
     """Leave the cluster; ends it if it was started here."""
     import ray

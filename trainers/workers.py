@@ -159,9 +159,6 @@ class Group:
         asking = threading.Thread(target=by_ray, daemon=True)
         asking.start()
         asking.join(5.0)
-        deadline = time.monotonic() + 30
-        while asking.is_alive() and cluster_ray.answers() and time.monotonic() < deadline:
-            asking.join(0.2)
 
 
 class Crew:
