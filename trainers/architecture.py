@@ -25,6 +25,9 @@ MODELS = (
 )  # fmt: skip
 """`model_type` of what trains here."""
 
+DEAF = ("stablelm",)
+"""Of those, the ones whose code in transformers hands no further arguments on to attention, which two settings need."""
+
 
 def check_models(recipe: TrainRecipe, data: str | None, about: Mapping[str, Any], *, missing: bool = False) -> None:
     """Refuse the models of a recipe that cannot learn from a data set: its folder (None: not there yet), dataset.json.
@@ -108,10 +111,23 @@ def refuse(config: Mapping[str, Any], where: str) -> None:
         raise RecipeError(f"{where}: its weights are quantised ({method}); training needs float32, bfloat16 or float16")
 
 
+def check_arguments(kind: str, *, varlen: bool, shared: bool) -> None:
+    """Refuse engine settings for which attention must be told more than a mask. Raises RecipeError."""
+    if kind in DEAF and (varlen or shared):
+        setting, other = ("sequence", "sequence: 1") if shared else ("attention: varlen", "attention: flex")
+        raise RecipeError(
+            f"engine: {setting}: not for model_type {kind!r}, whose attention cannot be told; use {other}"
+        )
+
+
 def longest(config: Mapping[str, Any]) -> int:
     """Tokens of the longest document that a model sees whole: its positions, or its sliding window if that is less."""
-    window = config.get("sliding_window") if config.get("use_sliding_window", True) else None
-    return min(int(config.get("max_position_embeddings") or 2048), int(window or 1 << 62))
+    return min(int(config.get("max_position_embeddings") or 2048), window(config) or 1 << 62)
+
+
+def window(config: Mapping[str, Any]) -> int | None:
+    """How many tokens the attention of some or all blocks looks back; None where it sees everything before."""
+    return (config.get("sliding_window") or None) if config.get("use_sliding_window", True) else None
 
 
 def positions(config: Any) -> int:

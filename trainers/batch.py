@@ -104,6 +104,10 @@ class Rows:
     """Columns beyond the schema, one value per token or per document (then padded with 0 to [rows, documents])."""
 
 
+OPEN = 16
+"""Shards of a data set that are open at once: a corpus may have more than a process may open files."""
+
+
 class PackedRows:
     """A PACKED data set (or its validation split) with random access to rows.
 
@@ -134,7 +138,7 @@ class PackedRows:
             raise DataError(f"{path}: {self.rows} rows in all, but the shards sum to {self._ends[-1:]}")
         if not self.rows:
             raise DataError(f"{path}: holds no rows")
-        self._files: dict[int, tuple[pq.ParquetFile, list[int]]] = {}
+        self._files: OrderedDict[int, tuple[pq.ParquetFile, list[int]]] = OrderedDict()
         self._groups: OrderedDict[tuple[int, int, tuple[str, ...] | None], pa.Table] = OrderedDict()
         self._reading = threading.Lock()
         """Arrow's readers of one file do not bear two threads."""
@@ -213,6 +217,9 @@ class PackedRows:
             if (ends[-1] if ends else 0) != expected:
                 raise DataError(f"{self._shards[shard]}: {ends[-1:]} rows, dataset.json says {expected}")
             self._files[shard] = (file, ends)
+            if len(self._files) > OPEN:
+                _, (old, _) = self._files.popitem(last=False)
+                old.close(force=True)
         file, ends = self._files[shard]
         group = bisect.bisect_right(ends, row - start)
         inside = row - start - (ends[group - 1] if group else 0)

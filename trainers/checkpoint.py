@@ -2,6 +2,7 @@
 
     OUT/checkpoints/step-00000100/checkpoint.json               step, data cursor, optimiser steps, kind, recipe
                                   state-00000-of-00002.safetensors   whole float32 tensors, each in one of the files
+                                  state-00000-of-00002.safetensors.sum   its size and CRC-32
 
 Every rank writes the tensors whose number is its own, in a thread; rank 0 publishes when all files are complete.
 Only files are involved, no collective: a rank that saves keeps no other waiting.
@@ -84,11 +85,7 @@ def _about(path: str) -> dict[str, Any]:
 
 def files(path: str) -> list[str]:
     """The names of a checkpoint's files of tensors."""
-    return _names(int(_about(path)["world"]))
-
-
-def _names(world: int) -> list[str]:
-    return [f"state-{rank:05d}-of-{world:05d}.safetensors" for rank in range(world)]
+    return shelf.files(int(_about(path)["world"]))
 
 
 class Writer:
@@ -120,23 +117,33 @@ class Writer:
         if self._thread is not None:
             self._thread.join()
             self._thread = None
+        self.check()
+
+    def check(self) -> None:
+        """Raise what went wrong in the save in flight, if anything did by now."""
         if self._error is not None:
             error, self._error = self._error, None
-            raise RunError(f"checkpoint below {self.folder} could not be written: {error}") from error
+            raise RunError(
+                f"a checkpoint below {self.folder} could not be written: {error}. When it can be, the same command "
+                "goes on from the one before"
+            ) from error
 
     def _write(self, tensors: dict[str, Tensor], place: Place, path: str) -> None:
         try:
             from safetensors.torch import save_file
 
-            target = storage.join(shelf.aside_of(path), _names(self.ranks.world)[self.ranks.rank])
+            target = storage.join(shelf.aside_of(path), shelf.files(self.ranks.world)[self.ranks.rank])
             if storage.is_s3(target):
                 with tempfile.TemporaryDirectory() as own:
-                    save_file(tensors, os.path.join(own, "state"))
-                    storage.copy(os.path.join(own, "state"), target)
+                    file = os.path.join(own, "state")
+                    save_file(tensors, file)
+                    shelf.seal(file, target)
+                    storage.copy(file, target)
             else:
                 os.makedirs(os.path.dirname(target), exist_ok=True)
                 save_file(tensors, f"{target}.part")
                 shelf.sync(f"{target}.part")
+                shelf.seal(f"{target}.part", target)
                 os.replace(f"{target}.part", target)
             if self.ranks.rank == 0:
                 self._publish(place, path)
@@ -146,7 +153,7 @@ class Writer:
     def _publish(self, place: Place, path: str, patience: float = 1800.0) -> None:
         """Wait for the files of all ranks, then make the checkpoint visible at once, and drop old ones."""
         aside = shelf.aside_of(path)
-        expected = [storage.join(aside, name) for name in _names(self.ranks.world)]
+        expected = [storage.join(aside, name) for name in shelf.files(self.ranks.world)]
         deadline = time.monotonic() + patience
         while missing := [name for name in expected if not storage.exists(name)]:
             if time.monotonic() > deadline:
@@ -169,6 +176,8 @@ def load(path: str, roles: Mapping[str, Engine], ranks: Ranks, *, moments: bool 
     """
     from safetensors import safe_open
 
+    if wrong := shelf.damage(path, content=False):
+        raise DataError(f"{path} is damaged: {wrong}")
     place = read_place(path)
     with contextlib.ExitStack() as stack:
         here = path

@@ -20,7 +20,6 @@ from trainers.memory import Footprint, asked_bytes
 from trainers.model import (
     Attention,
     PackedLM,
-    documents_mask,
     load,
     masked_attention,
 )
@@ -132,15 +131,11 @@ class PackedStates(PackedLM):
         if want != "states":
             return super().forward(input_ids, position_ids, doc_index, targets, want, parts)
         lm: Any = self.lm
-        inputs = {"input_ids": input_ids, "position_ids": position_ids}
-        if self.tuning is None:
-            inputs["attention_mask"] = documents_mask(doc_index, self.attention)
-        else:
-            inputs = self.tuning.arguments(self, inputs, doc_index, targets, parts)
         layer = lm.get_decoder().layers[self.attends - 1].self_attn if self.attends else None
         if layer is not None:
             layer.told = []
-        told = lm.get_decoder()(**inputs, use_cache=False, output_hidden_states=bool(self.blocks))
+        packed = (input_ids, position_ids, doc_index, targets, parts)
+        told = self.decode(*packed, output_hidden_states=bool(self.blocks))
         heard = [x[:, :, -input_ids.shape[1] :] for x in layer.told] if layer is not None else []
         if layer is not None:
             layer.told = None

@@ -182,8 +182,18 @@ class Engine:
         self.engine.train()
 
     def close(self) -> None:
-        """Let go of the model: DeepSpeed's gradient hooks hold it in cycles that Python cannot see."""
+        """Free all memory; nothing can be asked of the engine afterwards.
+
+        DeepSpeed's hooks hold parameters and its optimizer in cycles that no garbage collection finds, so a worker
+        would keep the models of all its runs.
+        """
         self.engine.destroy()
+        optimizer, self.engine.optimizer = self.engine.optimizer, None
+        vars(optimizer).clear()
+        vars(self._basic).clear()
+        for value in self.module.parameters():
+            vars(value).clear()
+            value.data = value.new_empty(0)
 
     def begin(self, count: float, micro_batches: int) -> None:
         """Start an optimiser step whose losses will sum `count` items over all its micro-batches and ranks."""

@@ -29,6 +29,8 @@ def export_checkpoint(path: str, target: str, dtype: Literal["float32", "bfloat1
             raise DataError(f"{path}: no checkpoint; a folder checkpoints/step-… or a run that has one was expected")
         path = found[1]
     place = checkpoint.read_place(path)
+    if wrong := shelf.damage(path):
+        raise DataError(f"{path} is damaged: {wrong}; export another one")
     recipe = place.recipe
     if recipe.get("peft") or recipe.get("prune") or recipe.get("trainer") == "reward":
         kind = next(name for name in ("peft", "prune", "trainer") if recipe.get(name))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -38,15 +38,6 @@ class Length:
     """Of one device, dense, in the training precision; 0 where nobody knows."""
 
 
-@dataclass
-class Fitted:
-    """What a rank reports at the end."""
-
-    steps_done: int = 0
-    losses: dict[int, float] = field(default_factory=dict)
-    validation: dict[int, float] = field(default_factory=dict)
-
-
 def fit(
     objective: Objective,
     roles: Mapping[str, Role],
@@ -56,15 +47,15 @@ def fit(
     writer: Writer,
     beat: Beat,
     log: Log | None,
-) -> Fitted:
+) -> int:
     """Train from `place` to the end: per optimiser step, count, backward over micro-batches, step, log, evaluate, save.
+    Returns the steps done.
 
     Counts are summed over micro-batches and ranks before the first backward pass, so that every loss is a sum over
     the whole step divided by its whole count. A checkpoint that is due is saved as soon as the objective is where a run
     may begin: before the next step, or the next iteration.
     """
     trained = {name: role for name, role in roles.items() if isinstance(role, Engine)}
-    done = Fitted()
     corner = length.schedule.corner(length.steps)
     cursor, tokens = place.cursor, place.tokens
     clock, waited = time.perf_counter(), objective.waited()
@@ -72,6 +63,7 @@ def fit(
     batches = iter(objective.batches(roles))
     due: str | None = None
     for step in range(place.step, length.steps):
+        writer.check()
         beat.at("data", step)
         rows = next(batches)
         if due and rows.begins:
@@ -79,6 +71,7 @@ def fit(
             there = replace(place, step=step, cursor=rows.first_row, tokens=tokens, kind=due, state=rows.state)
             _save(writer, trained, there)
             due = None
+        beat.at("count", step)
         per_batch = [objective.counts(batch) for batch in rows.micro_batches]
         names = list(trained)
         learned = float(sum(batch.target_count() for batch in rows.micro_batches))
@@ -107,8 +100,6 @@ def fit(
         line |= {"tokens": tokens, "row": cursor, **{k: v for one in stepped.values() for k, v in one.figures.items()}}
         line |= rows.figures
         clock, waited = now, now_waited
-        done.losses[step + 1] = line["loss"]
-        done.steps_done += 1
         spike = spikes.check(line["loss"])
         alarm: dict[str, Any] = {"step": step + 1, "alarm": spike, "rows": [rows.first_row, rows.next_row]}
         if spike and isinstance(objective, Blaming):
@@ -121,7 +112,7 @@ def fit(
         last = step + 1 == length.steps
         if last or (length.validate_every and (step + 1) % length.validate_every == 0):
             beat.at("evaluate", step)
-            _evaluate(objective, roles, step + 1, done, log)
+            _evaluate(objective, roles, step + 1, log)
             clock = time.perf_counter()
         kind = FINAL if last else CORNER if step + 1 == corner else KEPT if step + 1 in length.save_at else REGULAR
         if length.save and (kind != REGULAR or (length.checkpoint_every and (step + 1) % length.checkpoint_every == 0)):
@@ -134,7 +125,7 @@ def fit(
     beat.at("checkpoint", length.steps)
     writer.wait()
     ranks.barrier()
-    return done
+    return length.steps - place.step
 
 
 def _line(
@@ -150,17 +141,17 @@ def _line(
     labels = sorted(sums)
     totals = ranks.sum([float(sums[label]) for label in labels])
     line: dict[str, Any] = {"step": step}
+    for name, norm in norms.items():
+        line["grad_norm" if name == "policy" else f"{name}_grad_norm"] = norm
     for label, total in zip(labels, totals, strict=True):
         owner = next((name for name in counts if label.startswith(f"{name}_")), "policy")
         line[label] = total / counts.get(owner, next(iter(counts.values())))
     if not all(abs(value) < float("inf") for value in line.values()):
         raise RunError(
-            f"step {step}: a loss is not finite ({line}); lower schedule.rate, or look at the rows of this step, "
-            f"{rows.first_row} to {rows.next_row - 1}. The last checkpoint stays as it is"
+            f"step {step}: a loss or gradient is not finite ({line}); lower schedule.rate, or look at the rows of this "
+            f"step, {rows.first_row} to {rows.next_row - 1}. The last checkpoint stays as it is"
         )
     line["rate"] = rate
-    for name, norm in norms.items():
-        line["grad_norm" if name == "policy" else f"{name}_grad_norm"] = norm
     return line
 
 
@@ -175,14 +166,12 @@ def _speed(length: Length, ranks: Ranks, tokens: float, seconds: float, waited: 
     return speed
 
 
-def _evaluate(objective: Objective, roles: Mapping[str, Role], step: int, done: Fitted, log: Log | None) -> None:
+def _evaluate(objective: Objective, roles: Mapping[str, Role], step: int, log: Log | None) -> None:
     for role in roles.values():
         role.eval()
     figures = objective.evaluate(roles)
     for role in roles.values():
         role.train()
-    if "validation" in figures:
-        done.validation[step] = figures["validation"]
     if log and figures:
         log.write({"step": step, **figures})
 

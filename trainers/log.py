@@ -20,10 +20,13 @@ class Beat:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._stage, self._step, self._since = "start", 0, time.monotonic()
+        self.turns = 0
+        """Stages entered so far: ranks enter the same ones, so the one with the fewest is behind."""
 
     def at(self, stage: str, step: int) -> None:
-        """Enter a stage: data, forward, backward, step, evaluate, checkpoint, export."""
+        """Enter a stage: build, restore, data, count, forward, backward, step, evaluate, checkpoint, export."""
         with self._lock:
+            self.turns += 1
             self._stage, self._step, self._since = stage, step, time.monotonic()
 
     def read(self) -> tuple[str, int, float]:

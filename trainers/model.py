@@ -1,14 +1,12 @@
 """A Llama-shaped transformers model over packed rows, and its export.
 
-Attention is swapped through transformers' own interface. The functions registered here take the document mask
-that `documents_mask` makes and nothing else: the silent ways to attend across documents (an all-ones mask, a
-cache, no positions) are refused.
+Attention is swapped through transformers' own interface. The functions registered here answer to PackedLM and nobody
+else, so that the silent ways to attend across documents (a mask of ones, a cache, no positions) are refused.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import tempfile
@@ -177,24 +175,20 @@ def _in_order(blocks: Tensor) -> tuple[Tensor, Tensor]:
     return blocks.sum(-1, dtype=torch.int32).unsqueeze(1), order.to(torch.int32).unsqueeze(1)
 
 
-def _guard(mask: Any, kwargs: dict[str, Any]) -> None:
-    """Refuse what would let tokens see other documents."""
-    if not (isinstance(mask, BlockMask) or (isinstance(mask, Tensor) and mask.ndim == 4)):
+def _guard(borders: Any) -> None:
+    """Refuse a mask or borders that PackedLM did not make: nothing would tell tokens of one document from another's."""
+    if not hasattr(borders, "documents_apart"):
         raise DataError(
-            "packed attention got no document mask: a 2-D or all-ones attention_mask and missing doc_index would let "
-            "tokens attend across documents; call the model through PackedLM"
+            "packed attention called without PackedLM: with a mask of ones, use_cache, generate() or no position_ids "
+            "tokens attend across documents. Call PackedLM, or export the model and open that by transformers"
         )
-    if kwargs.get("use_cache"):
-        raise DataError("packed attention got use_cache=True, with which transformers ignores documents; set it False")
-    if kwargs.get("position_ids") is None:
-        raise DataError("packed attention got no position_ids; they must restart at every document")
 
 
 def _packed_sdpa(
     _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """query [rows, heads, seq, head], key and value [rows, kv_heads, seq, head] → [rows, seq, heads, head]."""
-    _guard(attention_mask, kwargs)
+    _guard(attention_mask)
     prefix = getattr(_module, "prefix", None)
     if prefix is not None:
         key, value, attention_mask = prefix.in_front(key, value, attention_mask)
@@ -211,7 +205,7 @@ def _packed_flex(
     _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """The same by flex_attention (CUDA), which skips blocks that no document fills."""
-    _guard(attention_mask, kwargs)
+    _guard(attention_mask)
     attend = flex_attention if torch.compiler.is_compiling() else _compiled_flex()
     grouped = query.shape[1] != key.shape[1]
     prefix = getattr(_module, "prefix", None)
@@ -226,15 +220,12 @@ def _packed_flex(
 
 
 def _packed_varlen(
-    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
+    _module: nn.Module, query: Tensor, key: Tensor, value: Tensor, _mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
     """The same by torch's variable-length flash attention (CUDA, bf16): documents as sequences of one flat batch."""
     from torch.nn.attention import varlen
 
-    if attention_mask is not None or kwargs.get("cu_seq_lens_q") is None:
-        raise DataError("varlen attention got no document boundaries; call the model through PackedLM")
-    if kwargs.get("use_cache") or kwargs.get("position_ids") is None:
-        _guard(None, kwargs)
+    _guard(kwargs.get("cu_seq_lens_q"))
     if getattr(_module, "prefix", None) is not None:
         raise RecipeError("engine: attention: varlen cannot put a prefix before every document; use flex")
     rows, heads, length, head = query.shape
@@ -310,16 +301,93 @@ class PackedLM(nn.Module):
         AttentionInterface.register("corpusmill_flex", sequence.shared(_told(_packed_flex)))
         AttentionInterface.register("corpusmill_varlen", sequence.shared(_told(_packed_varlen)))
         self.lm = lm
-        self.attention, self.loss_chunk = attention, loss_chunk
+        self.loss_chunk = loss_chunk
         self.tuning: Any = None
         """What a method of trainers/peft or trainers/prune does around the forward pass (its Tuning), or None."""
         self.sequence_group: Any = None
         """The ranks that share the tokens of a row, where batches are stretches of rows."""
         self.temperature = 1.0
         """Of the softmax: logits are divided by it. Answers sampled at another one are also judged at it."""
-        architecture.refuse(lm.config.to_dict(), "PackedLM")
-        lm.set_attn_implementation(f"corpusmill_{attention}")
+        config = lm.config.to_dict()
+        architecture.refuse(config, "PackedLM")
+        self._window = architecture.window(config)
         lm.config.use_cache = False
+        self._attend_by("sdpa")
+        self._check_attention()
+        self._attend_by(attention)
+
+    def _attend_by(self, attention: Attention) -> None:
+        self.attention = attention
+        self.lm.set_attn_implementation(f"corpusmill_{attention}")
+
+    @torch.no_grad()
+    def _check_attention(self) -> None:
+        """Refuse a class whose attention is its own code: whether a document sees another one is tried out."""
+        if self.lm.device.type == "meta":
+            return
+        training = self.lm.training
+        self.lm.eval()
+        ids = torch.tensor([[0, 0, 0, 0], [1, 1, 0, 0]], device=self.lm.device)
+        index = torch.tensor([[0, 0, 1, 1]] * 2, dtype=torch.int32, device=self.lm.device)
+        first, second = self.decode(ids, ids.new_tensor([[0, 1, 0, 1]] * 2), index, ids).last_hidden_state[:, 2:]
+        self.lm.train(training)
+        if (first - second).abs().max() > 2e-2 * first.abs().max():
+            raise DataError(
+                f"{type(self.lm).__name__}: a document sees the one before it: this class has an attention of its own, "
+                "which heeds no document mask; only transformers' own classes train here"
+            )
+
+    def decode(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        doc_index: Tensor,
+        targets: Tensor,
+        parts: Tensor | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """What transformers' decoder says of packed rows, each document alone; `kwargs` are further ones of its own.
+
+        Positions that a tuning method puts in front are in it. Raises DataError where documents would see each other.
+        """
+        self._check(position_ids, doc_index)
+        lm, shared = self.lm, doc_index.shape != input_ids.shape
+        architecture.check_arguments(lm.config.model_type, varlen=self.attention == "varlen", shared=shared)
+        inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
+        if self.attention == "varlen":
+            if self.tuning is not None:
+                raise RecipeError("engine: attention: varlen does not go with a tuning method; use flex or sdpa")
+            starts, length = document_starts(doc_index), doc_index.shape[1]
+            inputs |= {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": length, "max_length_k": length}
+        elif self.tuning is None:
+            inputs["attention_mask"] = documents_mask(doc_index, self.attention)
+        else:
+            inputs = self.tuning.arguments(self, inputs, doc_index, targets, parts)
+        if shared:
+            inputs["sequence_group"] = self.sequence_group
+        borders: Any = inputs.get("attention_mask", inputs.get("cu_seq_lens_q"))
+        borders.documents_apart = True
+        return lm.get_decoder()(**inputs, **kwargs, use_cache=False)
+
+    def _check(self, position_ids: Tensor | None, doc_index: Tensor | None) -> None:
+        """Refuse rows and models with which documents would see each other, or see less than they should."""
+        if position_ids is None or doc_index is None:
+            raise DataError("packed rows need position_ids and doc_index: without them documents see each other")
+        now, ours = self.lm.config._attn_implementation, f"corpusmill_{self.attention}"
+        if now != ours:
+            raise DataError(f"attention was switched from {ours!r} to {now!r}, by which documents see each other")
+        if self._window:
+            _must(
+                (position_ids < self._window).all(),
+                f"a document is longer than the model's sliding_window of {self._window:,} tokens: packed attention "
+                "looks back over whole documents; cut them to that length",
+            )
+        if position_ids.shape != doc_index.shape:  # a stretch of rows does not know where it lies
+            return
+        begins = torch.ones_like(doc_index, dtype=torch.bool)
+        begins[:, 1:] = doc_index[:, 1:] != doc_index[:, :-1]
+        due = torch.where(begins, 0, nn.functional.pad(position_ids[:, :-1], (1, 0)) + 1)
+        _must((position_ids == due).all(), "position_ids must begin at 0 in every document and rise by 1")
 
     def forward(
         self,
@@ -336,23 +404,10 @@ class PackedLM(nn.Module):
         is no target, 1 per position whose target is not the likeliest token, logits [rows, seq_len, vocabulary], or
         sketched gradients of log p(target) with respect to the output layer [rows, seq_len, SIZE²] (see scatter.py).
         """
-        if position_ids is None or doc_index is None:
-            raise DataError("packed rows need position_ids and doc_index: without them documents see each other")
         lm: Any = self.lm
-        inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
-        if self.attention == "varlen":
-            if self.tuning is not None:
-                raise RecipeError("engine: attention: varlen does not go with a tuning method; use flex or sdpa")
-            starts, length = document_starts(doc_index), doc_index.shape[1]
-            inputs |= {"cu_seq_lens_q": starts, "cu_seq_lens_k": starts, "max_length_q": length, "max_length_k": length}
-        elif self.tuning is None:
-            inputs["attention_mask"] = documents_mask(doc_index, self.attention)
-        else:
-            inputs = self.tuning.arguments(self, inputs, doc_index, targets, parts)
-        if doc_index.shape != input_ids.shape:
-            inputs["sequence_group"] = self.sequence_group
         # a method may have put positions in front
-        hidden = lm.get_decoder()(**inputs, use_cache=False).last_hidden_state[:, -input_ids.shape[1] :]
+        hidden = self.decode(input_ids, position_ids, doc_index, targets, parts).last_hidden_state
+        hidden = hidden[:, -input_ids.shape[1] :]
         if self.temperature != 1.0:
             hidden = hidden / self.temperature
         head = lm.get_output_embeddings()
@@ -365,6 +420,14 @@ class PackedLM(nn.Module):
             return scatter.sketched_scores(flat, head.weight, goals, self.loss_chunk).unflatten(0, targets.shape)
         each = cross_entropy.misses if want == "misses" else cross_entropy.token_losses
         return each(flat, head.weight, goals, self.loss_chunk).reshape(targets.shape)
+
+
+def _must(right: Tensor, what: str) -> None:
+    """Raise DataError on a CPU; on a GPU, for which nobody waits, the kernel of this check ends the process."""
+    if right.device.type != "cpu":
+        torch._assert_async(right, what)  # type: ignore[no-untyped-call]
+    elif not right:
+        raise DataError(what)
 
 
 def pick_attention(device: torch.device, wanted: Literal["auto"] | Attention = "auto") -> Attention:
@@ -436,8 +499,3 @@ def flops_per_token(parameters: int, embedding: int, layers: int, hidden: int, s
     Chowdhery et al. 2022 (PaLM), appendix B, without recomputation.
     """
     return 6.0 * (parameters - embedding) + 6.0 * layers * hidden * seq_len
-
-
-def perplexity(loss: float) -> float:
-    """exp(loss), bounded so that a diverged run still prints."""
-    return math.exp(min(loss, 80.0))

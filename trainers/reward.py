@@ -16,7 +16,7 @@ from cluster.settings import Settings
 from trainers.batch import Batch, PackedRows, StepRows, shared_out
 from trainers.engine import Engine
 from trainers.memory import Footprint
-from trainers.model import PackedLM, documents_mask, load, masked_attention
+from trainers.model import PackedLM, load, masked_attention
 from trainers.objective import Loss, Objective, Start, Useful
 from trainers.preference import answer_lengths, pairs_of
 from trainers.roles import Role, Want
@@ -77,13 +77,9 @@ class PackedReward(PackedLM):
         No value depends on the targets, but for a tuning method that leaves rows without one out of its penalties.
         """
         lm: Any = self.lm
-        inputs: dict[str, Any] = {"input_ids": input_ids, "position_ids": position_ids}
-        if self.tuning is None:
-            inputs["attention_mask"] = documents_mask(doc_index, self.attention)
-        else:
-            inputs = self.tuning.arguments(self, inputs, doc_index, targets, parts)
         # a method may have put positions in front
-        hidden = lm.model(**inputs, use_cache=False).last_hidden_state[:, -input_ids.shape[1] :]
+        hidden = self.decode(input_ids, position_ids, doc_index, targets, parts).last_hidden_state
+        hidden = hidden[:, -input_ids.shape[1] :]
         return lm.score(hidden).squeeze(-1)  # type: ignore[no-any-return]
 
 

@@ -97,7 +97,7 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
         log.write({"step": place.step, **about})
     writer = checkpoint.Writer(folder, ranks, keep=recipe.keep, keep_every=recipe.keep_every)
     try:
-        fitted = fit(objective, roles, length, ranks, place, writer, worker.beat, log)
+        steps_done = fit(objective, roles, length, ranks, place, writer, worker.beat, log)
     finally:
         objective.close()
     export_path = None
@@ -116,7 +116,7 @@ def run(raw: dict[str, Any], out: str, ranks: Ranks, worker: Any) -> dict[str, A
             log.write({"step": steps, "memory_peak_gib": peak / 2**30})
         log.close()
     return {
-        "steps_done": fitted.steps_done,
+        "steps_done": steps_done,
         "steps": steps,
         "parameters": parameters,
         "export": export_path,

@@ -73,11 +73,13 @@ def train(
     folder = storage.absolute(folder)
     shares = {storage.absolute(path): share for path, share in recipe.folders().items()}
     rows = tokens = 0
+    prints = {}
     for path in shares:
         if not storage.exists(storage.join(path, DATASET_FILE)):
             raise RecipeError(f"data: no {DATASET_FILE} in {path}; expected the packed/ folder of a pipeline run")
         about = json.loads(storage.read_bytes(storage.join(path, DATASET_FILE)))
         rows, tokens = rows + about["rows"], tokens + about["tokens"]
+        prints[path] = about.get("fingerprint")
     architecture.check_models(recipe, path, about)
     data = next(iter(shares)) if isinstance(recipe.data, str) else shares
     own = recipe.checkpoints and storage.absolute(recipe.checkpoints)
@@ -89,7 +91,8 @@ def train(
     steps = recipe.total_steps(rows, tokens)
     make(Schedule, recipe.rates({}), "schedule").check(steps)
     outlived(folder)
-    _check_resume(recipe, shelf_folder)
+    damaged = list(shelf.set_damaged_aside(shelf_folder))
+    _check_resume(recipe, shelf_folder, prints)
     write(recipe, folder)
     shelf.clear_unfinished(shelf_folder)
 
@@ -98,6 +101,8 @@ def train(
     show = _Progress(console, steps, world, device)
     restarts = 0
     with show:
+        for line in damaged:
+            show.say(line)
         while True:
             try:
                 results = _attempt(recipe, folder, world, device, show, crew)
@@ -110,6 +115,8 @@ def train(
                         "command goes on from it"
                     ) from error
                 shelf.clear_unfinished(shelf_folder)
+                for line in shelf.set_damaged_aside(shelf_folder):
+                    show.say(line)
                 show.say(f"{error}; restart {restarts} of {recipe.max_restarts} from the last checkpoint")
                 world = _left(recipe, device, world, show)
             except placement.NoRoom:
@@ -144,10 +151,10 @@ def _attempt(
 
 def _devices(recipe: TrainRecipe) -> tuple[str, int]:
     """Start or join Ray; the device kind and the number of workers in force."""
+    wanted = recipe.workers if isinstance(recipe.workers, int) else None
+    cluster_ray.start(max(wanted or 2, cluster_ray.cores()))
     import ray
 
-    wanted = recipe.workers if isinstance(recipe.workers, int) else None
-    cluster_ray.start(max(wanted or 2, os.cpu_count() or 1))
     gpus = int(ray.cluster_resources().get("GPU", 0))
     device = recipe.device if recipe.device != "auto" else ("cuda" if gpus else "cpu")
     if device == "cuda" and not gpus:
@@ -158,18 +165,25 @@ def _devices(recipe: TrainRecipe) -> tuple[str, int]:
 _FIXED = ("trainer", "data", "model", "start_from", "continue", "batch_rows", "seed", "peft", "prune")
 
 
-def _check_resume(recipe: TrainRecipe, folder: str) -> None:
-    """Refuse to go on from a checkpoint with another model, data set or batch."""
+def _check_resume(recipe: TrainRecipe, folder: str, prints: Mapping[str, Any]) -> None:
+    """Refuse to go on from a checkpoint with another model, data set or batch; `prints`: fingerprints by data set."""
     found = shelf.published(folder)
     if not found:
         return
-    before = shelf.about(found[-1])["recipe"]
-    now = recipe.plain()
+    about = shelf.about(found[-1])
+    before, now = about["recipe"], recipe.plain()
     for name in _FIXED:
         if before.get(name) != now[name]:
             raise RecipeError(
                 f"{folder} holds checkpoints of a run with {name}: {before.get(name)!r}, the recipe has {now[name]!r}; "
                 "use another --out, or the old value"
+            )
+    parts, seen = about["data"].get("parts", []), about["data"].get("fingerprints", [])
+    for (path, *_), old in zip(parts, seen, strict=False):
+        if path in prints and prints[path] != old:
+            raise RecipeError(
+                f"{path} was packed anew: its fingerprint is {prints[path]!r}, the checkpoints in {folder} come from "
+                f"{old!r}, and their place in it means other rows; use another --out, or pack the old data again"
             )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import placement
+from cluster import ray as cluster_ray
 from cluster.errors import CorpusmillError, DataError, RecipeError, RunError
 
 
@@ -37,15 +39,17 @@ class Worker:
         self.beat = Beat()
         self.log: Any = None
 
-    def address(self) -> tuple[str, int, int]:
-        """(node address, a free port there, process id)."""
+    def address(self) -> tuple[str, int, int, float]:
+        """(node address, a free port there, process id and the time when it began)."""
         import socket
 
+        import psutil
         import ray
 
         with socket.socket() as probe:
             probe.bind(("", 0))
-            return ray.util.get_node_ip_address(), int(probe.getsockname()[1]), os.getpid()
+            began = psutil.Process().create_time()
+            return ray.util.get_node_ip_address(), int(probe.getsockname()[1]), os.getpid(), began
 
     def run(self, recipe: dict[str, Any], out: str, master: str, port: int, local_rank: int) -> dict[str, Any]:
         """Train to the end. Returns the results, or {"error": traceback, "stage": …, "step": …}."""
@@ -76,7 +80,8 @@ class Worker:
         """Where this rank is, and rank 0's new metric lines."""
         stage, step, seconds = self.beat.read()
         log = self.log
-        return {"stage": stage, "step": step, "seconds": seconds, "lines": log.since(lines_seen) if log else []}
+        lines = log.since(lines_seen) if log else []
+        return {"stage": stage, "step": step, "seconds": seconds, "turns": self.beat.turns, "lines": lines}
 
 
 SLOW = ("start", "build", "restore", "export")
@@ -95,7 +100,8 @@ class Group:
     workers: list[Any]
     placement: Any
     pids: list[int] = field(default_factory=list)
-
+    began: list[float] = field(default_factory=list)
+    """When each process started: with its number, that tells it from all others."""
     master: str = ""
     port: int = 0
     local_ranks: list[int] = field(default_factory=list)
@@ -110,7 +116,7 @@ class Group:
         reserved = placement.place(world, gpus_each=gpus)
         share = reserved.bundle_specs[0]["CPU"]
         # more CPU threads than idle cores wait for each other: one is the safe choice on a shared machine
-        threads = threads or (1 if device == "cpu" else max(1, (os.cpu_count() or 1) // world))
+        threads = threads or (1 if device == "cpu" else max(1, cluster_ray.cores() // world))
         actor: Any = ray.remote(Worker)
         workers = [
             actor.options(
@@ -128,20 +134,31 @@ class Group:
         except Exception as error:
             group.stop()
             raise Lost(f"a worker did not start: {error}") from error
-        hosts = [host for host, _, _ in found]
-        group.pids = [pid for _, _, pid in found]
+        hosts = [one[0] for one in found]
+        group.pids, group.began = [one[2] for one in found], [one[3] for one in found]
         # a GPU worker sees only its own device, as number 0
         group.local_ranks = [0 if device == "cuda" else hosts[:rank].count(hosts[rank]) for rank in range(world)]
         group.master, group.port = ("127.0.0.1" if len(set(hosts)) == 1 else hosts[0]), found[0][1]
         return group
 
     def stop(self) -> None:
-        """End all workers at once."""
-        import ray
+        """End all workers at once; those here without Ray, which a signal to all processes may have ended."""
+        import psutil
 
-        for worker in self.workers:
-            ray.kill(worker, no_restart=True)
-        placement.release(self.placement)
+        for process in _alive(self.pids, self.began):
+            with contextlib.suppress(psutil.Error):  # gone meanwhile
+                process.kill()
+
+        def by_ray() -> None:
+            import ray
+
+            for worker in self.workers:
+                ray.kill(worker, no_restart=True)
+            placement.release(self.placement)
+
+        asking = threading.Thread(target=by_ray, daemon=True)
+        asking.start()
+        asking.join(5.0)
 
 
 class Crew:
@@ -198,8 +215,8 @@ def attempt(
     import ray
 
     group = crew.take(world, device, recipe["threads"])
-    healthy = False
-    Path(out, "workers.json").write_text(json.dumps({"pids": group.pids}) + "\n")
+    healthy, kills = False, _memory_kills()
+    Path(out, "workers.json").write_text(json.dumps({"pids": group.pids, "began": group.began}) + "\n")
     try:
         waiting = {
             worker.run.remote(recipe, out, group.master, group.port, group.local_ranks[rank]): rank
@@ -219,6 +236,13 @@ def attempt(
         watch.ask(group, set())
         healthy = True
         return [results[rank] for rank in range(world)]
+    except Lost as lost:
+        if _memory_kills() > kills:
+            raise Lost(
+                f"{lost}; memory ran out meanwhile on this machine, the kernel killed a process: lower micro_rows or "
+                "workers, or share more by engine.zero"
+            ) from lost
+        raise
     finally:
         if healthy:
             crew.give_back(group, world, device, recipe["threads"])
@@ -228,18 +252,44 @@ def attempt(
 
 
 def outlived(out: str, seconds: float = 30.0) -> None:
-    """Wait for the workers of a driver that was killed in this folder: Ray ends them, but not at once."""
+    """Wait for the workers of a driver that was killed in this folder: Ray ends them, but not at once.
+
+    Raises RunError when they go on: their driver is alive, and two runs in one folder would spoil both.
+    """
     import psutil
 
-    left, pids = [], []
+    told: dict[str, list[Any]] = {"pids": [], "began": []}
     with contextlib.suppress(OSError, ValueError):  # there is no such file, or it was being written
-        pids = json.loads(Path(out, "workers.json").read_text())["pids"]
-    for pid in pids:
+        told = json.loads(Path(out, "workers.json").read_text())
+    left = _alive(told["pids"], told["began"])
+    _, alive = psutil.wait_procs(left, timeout=seconds)
+    if alive:
+        raise RunError(
+            f"{out}: another run is at work in this folder (its workers are processes {[one.pid for one in alive]}); "
+            "wait for it, end it, or use another --out"
+        )
+
+
+def _alive(pids: list[int], began: list[float]) -> list[Any]:
+    """The processes of this machine among workers; another one that got a number has another time."""
+    import psutil
+
+    found = []
+    for pid, since in zip(pids, began, strict=True):
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(pid)
-            if "ray::" in " ".join(process.cmdline()):
-                left.append(process)
-    psutil.wait_procs(left, timeout=seconds)
+            if process.create_time() == since:
+                found.append(process)
+    return found
+
+
+def _memory_kills(counters: str = "/proc/vmstat") -> int:
+    """How many processes the kernel has killed on this machine because memory ran out; 0 where it does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path(counters).read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
 
 
 def _result(future: Any, rank: int) -> dict[str, Any]:
@@ -247,13 +297,13 @@ def _result(future: Any, rank: int) -> dict[str, Any]:
 
     try:
         return ray.get(future)  # type: ignore[no-any-return]
-    except ray.exceptions.RayActorError as error:
+    except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
         raise Lost(f"rank {rank} died: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
+    return lines[0].rstrip(".") if lines else type(error).__name__
 
 
 def _explain(failed: dict[int, dict[str, Any]], waiting: dict[Any, int]) -> None:
@@ -266,7 +316,7 @@ def _explain(failed: dict[int, dict[str, Any]], waiting: dict[Any, int]) -> None
         result = _result(future, rank)
         if "error" in result:
             failed[rank] = result
-    own = {rank: result for rank, result in failed.items() if not _peer_lost(result["summary"])}
+    own = {rank: result for rank, result in failed.items() if result["told"] or not _peer_lost(result["summary"])}
     if not own:
         rank, result = next(iter(failed.items()))
         raise Lost(f"rank {rank} lost its peers in '{result['stage']}' at step {result['step']}: {result['summary']}")
@@ -278,6 +328,9 @@ def _explain(failed: dict[int, dict[str, Any]], waiting: dict[Any, int]) -> None
     what = f"rank {rank} failed in '{result['stage']}' at step {result['step']}: "
     if result["told"]:  # it says what to do
         error = RunError(what + result["summary"].partition(": ")[2])
+    elif result["summary"].startswith("OutOfMemoryError: "):  # torch's, of a GPU
+        advice = "lower micro_rows, set engine.recompute: full, or share more by engine.zero"
+        error = RunError(f"{what}{result['summary'].partition(': ')[2]}\n{advice}; the same command then goes on")
     else:
         error = RunError(f"{what}{result['summary']}\n\n{result['error']}")
     error.exit_code = result["exit_code"]
@@ -320,7 +373,7 @@ class Watch:
             rank = asked[future]
             try:
                 beats[rank] = ray.get(future)
-            except ray.exceptions.RayActorError as error:
+            except (ray.exceptions.RayActorError, ray.exceptions.OutOfMemoryError) as error:
                 raise Lost(f"rank {rank} died: {_first_line(error)}") from error
             self.heard[rank] = (now, beats[rank]["stage"], beats[rank]["step"])
         for line in beats.get(0, {}).get("lines", []):
@@ -340,5 +393,5 @@ class Watch:
                     f"rank {rank} has not answered for {now - since:.0f} s; it was last in '{stage}' at step {step}"
                 )
         if stuck:
-            rank, beat = min(stuck.items(), key=lambda item: (item[1]["step"], -item[1]["seconds"]))
+            rank, beat = min(stuck.items(), key=lambda item: (item[1]["turns"], -item[1]["seconds"]))
             raise Lost(f"rank {rank} has been in '{beat['stage']}' at step {beat['step']} for {beat['seconds']:.0f} s")

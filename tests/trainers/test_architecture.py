@@ -64,6 +64,31 @@ def test_documents_in_a_row_are_read_as_transformers_reads_each_alone(kind):
 
 @pytest.mark.parametrize("kind", architecture.MODELS)
 @torch.no_grad()
+def test_attention_is_told_what_sharing_rows_needs_or_that_is_refused(kind, monkeypatch):
+    ids, index = torch.zeros((1, 8), dtype=torch.long), torch.zeros((1, 16), dtype=torch.int32)
+    packed = PackedLM(_lm(kind)).eval()
+    packed.sequence_group = "no group of ranks"
+    positions = torch.arange(8)[None]
+    if kind in architecture.DEAF:
+        with pytest.raises(RecipeError, match=f"engine: sequence: not for model_type '{kind}'"):
+            packed(ids, positions, index, ids)
+        with pytest.raises(RecipeError, match=r"attention: varlen: not for .* attention: flex"):
+            architecture.check_arguments(kind, varlen=True, shared=False)
+        return
+    asked = []
+
+    def size(group):
+        asked.append(group)
+        raise InterruptedError
+
+    monkeypatch.setattr(torch.distributed, "get_world_size", size)
+    with pytest.raises(InterruptedError):
+        packed(ids, positions, index, ids)
+    assert asked == ["no group of ranks"]
+
+
+@pytest.mark.parametrize("kind", architecture.MODELS)
+@torch.no_grad()
 def test_answers_have_the_probabilities_that_transformers_gives(kind):
     lm = _lm(kind)
     sampler = Sampler(lm.config, _NoTemplate(), torch.device("cpu"), slots=3)

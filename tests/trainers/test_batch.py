@@ -1,3 +1,4 @@
+import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -160,3 +161,15 @@ def test_the_documents_behind_rows_are_known(packed):
     documents = data.documents(15, 30)
     assert len(documents) == 30
     assert [len(row) for row in documents] == [len(row) for row in data.read(15, 30).doc_lengths]
+
+
+def test_a_data_set_may_have_more_shards_than_a_process_opens(packed_writer, tmp_path):
+    folder = packed_writer(tmp_path / "many", 120, shards=60)
+    data = PackedRows(str(folder))
+    before = len(os.listdir("/proc/self/fd"))
+    expected = [data.read(row, 1).input_ids[0].tolist() for row in range(120)]
+    assert len(os.listdir("/proc/self/fd")) - before < 20
+    assert [row.tolist() for row in PackedRows(str(folder)).read(0, 120).input_ids] == expected
+    assert [data.read(row, 1).input_ids[0].tolist() for row in (3, 119, 0, 60)] == [
+        expected[row] for row in (3, 119, 0, 60)
+    ]

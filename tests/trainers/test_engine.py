@@ -9,7 +9,6 @@ from trainers.batch import PackedRows, shared_out
 from trainers.model import ModelSettings, PackedLM
 
 SHAPE = ModelSettings(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediate_size=64)
-ROWS = 12
 
 
 class Rank:
@@ -22,7 +21,7 @@ class Rank:
             probe.bind(("", 0))
             return probe.getsockname()[1]
 
-    def run(self, folder, rank, world, port, stages, micro_sizes, shape):
+    def run(self, folder, rank, world, port, stages, cuts, shape):
         from trainers import model, ranks
         from trainers.batch import PackedRows, shared_out
         from trainers.engine import Engine, EngineSettings
@@ -30,19 +29,24 @@ class Rank:
         from trainers.pretrain import next_token_loss
 
         group = ranks.join(rank, world, rank, "127.0.0.1", port, "cpu", 60)
-        found = {}
-        for stage in stages:
+        found, moved, norms = {}, {}, {}
+        for stage, how in stages:
             lm = model.build(ModelSettings(**shape), vocab_size=300, seq_len=64, seed=3, pad=0, eos=1)
-            engine = Engine(PackedLM(lm), EngineSettings(zero=stage), group, 4)
-            for micro in micro_sizes:
-                share = shared_out(PackedRows(folder), 24, 12, micro, rank=rank, world=world).micro_batches
+            engine = Engine(PackedLM(lm), EngineSettings(zero=stage, **how), group, 4)
+            engine.train()
+            for cut in [*cuts, cuts[0]]:
+                rows, micro = cut
+                share = shared_out(PackedRows(folder), 24, rows, micro, rank=rank, world=world).micro_batches
                 (count,) = group.sum([float(sum(batch.target_count() for batch in share))])
                 engine.begin(count, len(share))
                 for batch in share:
                     engine.backward(next_token_loss(engine(batch), batch))
-                found[stage, micro] = {name: grad.clone() for name, grad in engine.gradients()}
-                engine.step(0.0)  # a rate of 0 moves nothing: the next cut starts from the same weights
-        return found
+                last = (stage, *how.values(), rows, micro) in found
+                found[stage, *how.values(), rows, micro] = {name: grad.clone() for name, grad in engine.gradients()}
+                # a rate of 0 moves nothing: the next cut starts from the same weights
+                norms[stage, *how.values()] = engine.step(0.01 if last else 0.0).grad_norm
+            moved[stage, *how.values()] = {n: v.clone() for kind, n, v in engine.state() if kind == "weight"}
+        return found, moved, norms
 
     def tables(self, port, stage):
         """The rotary frequencies that a trained and a frozen model have, in bf16."""
@@ -81,34 +85,80 @@ class Rank:
 
 
 @pytest.fixture(scope="module")
-def whole_gradient(packed):
-    """The gradient by plain autograd, in float64, of the mean over all targets of 12 rows at once."""
+def masked(packed_writer, tmp_path_factory):
+    """Rows of which some learn nothing: those of rank 1 of two, and every fourth."""
+
+    def learned(row, size):
+        return [0] * size if 30 <= row < 36 or row % 4 == 0 else [int(place % 3 > 0) for place in range(size)]
+
+    return packed_writer(tmp_path_factory.mktemp("masked") / "packed", learned=learned)
+
+
+def whole(packed, rows):
+    """The model and its gradient by plain autograd, in float64, of the mean over all targets of the rows at once."""
     lm = model.build(SHAPE, vocab_size=300, seq_len=64, seed=3, pad=0, eos=1).double()
     ours = PackedLM(lm)
-    (batch,) = shared_out(PackedRows(str(packed)), 24, ROWS, ROWS).micro_batches
+    (batch,) = shared_out(PackedRows(str(packed)), 24, rows, rows).micro_batches
     loss = ours(batch.input_ids, batch.position_ids, batch.doc_index, batch.targets) / batch.target_count()
     loss.backward()
-    return {name: value.grad for name, value in lm.named_parameters()}
+    return lm, {name: value.grad.clone() for name, value in lm.named_parameters()}
 
 
-@pytest.mark.parametrize(("world", "stages"), [(1, [0, 1, 2, 3]), (2, [0, 1, 2, 3]), (3, [1])])
-def test_the_gradient_does_not_depend_on_how_the_batch_is_cut(local_ray, packed, whole_gradient, world, stages):
+CLIP = {"clip": 0.05, "eps": 1e-3}
+HOW = [{"recompute": how, **CLIP} for how in ("none", "selective", "full")]
+CUTS = [(12, 1), (12, 4), (12, 5), (5, 1)]
+"""Rows of a step and of a micro-batch; of 5 rows some ranks have one fewer, and an empty micro-batch."""
+
+
+@pytest.mark.parametrize(
+    ("rows", "world", "stages"),
+    [
+        ("packed", 1, [(stage, HOW[0]) for stage in range(4)]),
+        ("masked", 2, [*((stage, HOW[stage % 3]) for stage in range(4)), (2, {"offload_optimizer": True, **CLIP})]),
+        ("masked", 3, [(1, HOW[1])]),
+    ],
+)
+def test_gradient_and_step_do_not_depend_on_how_the_batch_is_cut(local_ray, request, rows, world, stages):
     import ray
 
+    folder = str(request.getfixturevalue(rows))
     workers = [ray.remote(Rank).options(num_cpus=0.1).remote() for _ in range(world)]
     port = ray.get(workers[0].address.remote())
     shape = SHAPE.model_dump()
-    found = ray.get(
-        [w.run.remote(str(packed), r, world, port, stages, [1, 4, 5], shape) for r, w in enumerate(workers)],
-        timeout=120,
-    )
+    arguments = (world, port, stages, CUTS, shape)
+    results = ray.get([w.run.remote(folder, r, *arguments) for r, w in enumerate(workers)], timeout=120)
     for worker in workers:
         ray.kill(worker)
-    scale = max(float(grad.abs().max()) for grad in whole_gradient.values())
-    for cut, gradients in found[0].items():
-        for name, expected in whole_gradient.items():
-            gap = float((gradients[name].double() - expected).abs().max()) / scale
-            assert gap < 1e-6, f"ZeRO {cut[0]}, micro-batches of {cut[1]}, {world} ranks: {name} is off by {gap:.1e}"
+    found, moved, norms = results[0]
+    for cut, gradients in found.items():
+        _, expected = whole(folder, cut[-2])
+        scale = max(float(grad.abs().max()) for grad in expected.values())
+        for name, one in expected.items():
+            gap = float((gradients[name].double() - one).abs().max()) / scale
+            assert gap < 1e-6, f"{world} ranks, {cut}: {name} is off by {gap:.1e}"
+    lm, norm = stepped(folder)
+    for how, weights in moved.items():
+        assert norms[how] == pytest.approx(norm, rel=1e-5)
+        for name, value in lm.named_parameters():
+            assert float((weights[name].double() - value.detach()).abs().max()) < 1e-6, f"{world} ranks, {how}: {name}"
+
+
+def stepped(folder):
+    """The model after the same steps by plain AdamW in float64, and the last norm before clipping."""
+    lm, _ = whole(folder, 12)
+    groups = [{"params": [p for p in lm.parameters() if (p.ndim < 2) == flat], "weight_decay": 0.1 * (not flat)}
+              for flat in (False, True)]  # fmt: skip
+    adam = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=CLIP["eps"])
+    for number, (rows, _) in enumerate([*CUTS, CUTS[0]]):
+        _, gradient = whole(folder, rows)
+        for name, value in lm.named_parameters():
+            value.grad = gradient[name]
+        norm = float(torch.nn.utils.clip_grad_norm_(lm.parameters(), CLIP["clip"]))
+        assert norm > 2 * CLIP["clip"]
+        for group in adam.param_groups:
+            group["lr"] = 0.01 if number == len(CUTS) else 0.0
+        adam.step()
+    return lm, norm
 
 
 @pytest.mark.parametrize("stage", [1, 3])

@@ -27,6 +27,7 @@ def test_any_checkpoint_becomes_the_model_that_the_run_would_have_written(recipe
 
     lm = AutoModelForCausalLM.from_pretrained(early)
     assert lm.dtype == torch.bfloat16
+    assert lm(torch.tensor([[5, 6, 7]])).logits.isfinite().all()
     assert any(not torch.equal(value, made[name].bfloat16()) for name, value in lm.named_parameters())
     assert AutoTokenizer.from_pretrained(early).eos_token == "<eos>"
 
@@ -38,5 +39,8 @@ def test_what_cannot_be_exported_is_refused(tmp_path):
     path = tmp_path / "checkpoints/step-00000003"
     path.with_suffix(".tmp").mkdir(parents=True)
     shelf.publish(str(path), {**about, "recipe": {"peft": {"method": "lora"}}})
+    with pytest.raises(DataError, match=r"is damaged: state-00000-of-00001\.safetensors is not there"):
+        export_checkpoint(str(tmp_path), str(tmp_path / "model"))
+    (path / shelf.files(1)[0]).write_bytes(b"")
     with pytest.raises(RecipeError, match="of a run with peft"):
         export_checkpoint(str(tmp_path), str(tmp_path / "model"))

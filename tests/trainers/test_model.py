@@ -1,5 +1,8 @@
+import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
 
 from cluster.errors import DataError, RecipeError
 from trainers import model
@@ -10,8 +13,8 @@ SHAPE = ModelSettings(hidden_size=32, layers=2, heads=4, kv_heads=2, intermediat
 
 
 def _lm(dtype=torch.float32, tie=True):
-    settings = SHAPE.model_copy(update={"tie_embeddings": tie})
-    return model.build(settings, vocab_size=300, seq_len=64, seed=3, pad=0, eos=1).to(dtype)
+    shape = SHAPE.model_copy(update={"tie_embeddings": tie})
+    return model.build(shape, vocab_size=300, seq_len=64, seed=3, pad=0, eos=1).to(dtype)
 
 
 def _documents(rows: Rows):
@@ -22,25 +25,47 @@ def _documents(rows: Rows):
             start += size
 
 
-@pytest.mark.parametrize("tie", [True, False])
-def test_a_packed_row_is_the_sum_of_its_documents_alone(packed, tie):
-    rows = PackedRows(str(packed)).read(0, 3)
-    ours = PackedLM(_lm(torch.float64, tie))
+@pytest.fixture
+def flex_on_cpu(monkeypatch):
+    """flex_attention as plain operations, which have a backward pass on CPU too, behind a gate that is opened here."""
+    from torch.nn.attention import flex_attention as flex
+
+    monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
+    monkeypatch.setitem(model._flex, "flex", flex.flex_attention)
+
+
+def _alone(lm, documents):
+    """Summed loss of documents one by one, by a plain transformers model: its own attention and loss."""
+    total = torch.zeros((), dtype=torch.float64)
+    for document in documents:
+        ids = torch.from_numpy(document)[None]
+        logits = lm(input_ids=ids, use_cache=False).logits[0, :-1]
+        total = total + torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+    return total
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize(("attention", "tie"), [("sdpa", True), ("sdpa", False), ("flex", True)])
+@settings(max_examples=5, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(lengths=st.lists(st.lists(st.integers(1, 150), min_size=1, max_size=12), min_size=1, max_size=3))
+@example(lengths=[[1, 1, 1, 1], [128, 128], [127, 2, 127]])
+@example(lengths=[[256], [1]])
+def test_a_packed_row_is_the_sum_of_its_documents_alone(flex_on_cpu, attention, tie, lengths):
+    lengths = [np.array(row)[np.cumsum(row) <= 256] for row in lengths]
+    rows = Rows(np.random.default_rng(len(lengths)).integers(4, 300, (len(lengths), 256)), lengths, None)
+    ours = PackedLM(_lm(torch.float64, tie), attention, loss_chunk=100)
     batch = collate(rows)
     packed_loss = ours(batch.input_ids, batch.position_ids, batch.doc_index, batch.targets)
     packed_loss.backward()
-    plain = _lm(torch.float64, tie)  # untouched transformers model, its own attention and loss
-    plain.config.use_cache = False
-    total = torch.zeros((), dtype=torch.float64)
-    for document in _documents(rows):
-        ids = torch.from_numpy(document)[None]
-        logits = plain(input_ids=ids, use_cache=False).logits[0, :-1]
-        total = total + torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum")
+    plain = _lm(torch.float64, tie)
+    total = _alone(plain, _documents(rows))
+    torch.testing.assert_close(packed_loss.double(), total, rtol=1e-10, atol=1e-10)
+    if not total.requires_grad or not batch.target_count():
+        return
     total.backward()
-    torch.testing.assert_close(packed_loss, total, rtol=1e-10, atol=0)
     expected = dict(plain.named_parameters())
     for name, value in ours.lm.named_parameters():
-        torch.testing.assert_close(value.grad, expected[name].grad, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(value.grad, expected[name].grad, rtol=1e-10, atol=1e-10)
 
 
 def test_a_token_never_moves_another_documents_logits(packed):
@@ -58,15 +83,69 @@ def test_a_token_never_moves_another_documents_logits(packed):
 def test_the_silent_ways_to_mix_documents_are_refused(packed):
     batch = collate(PackedRows(str(packed)).read(0, 1))
     ours = PackedLM(_lm())
-    with pytest.raises(DataError, match="no document mask"):
-        ours.lm(input_ids=batch.input_ids, attention_mask=torch.ones_like(batch.input_ids), use_cache=False)
-    with pytest.raises(DataError, match="no document mask"):
-        ours.lm(input_ids=batch.input_ids, position_ids=batch.position_ids, use_cache=False)
-    mask = model.documents_mask(batch.doc_index, "sdpa")
-    with pytest.raises(DataError, match="use_cache=True"):
-        ours.lm(input_ids=batch.input_ids, position_ids=batch.position_ids, attention_mask=mask, use_cache=True)
-    with pytest.raises(DataError, match="need position_ids"):
-        ours(batch.input_ids, None, batch.doc_index, batch.targets)
+    ids, positions, index, targets = batch.input_ids, batch.position_ids, batch.doc_index, batch.targets
+    mask = model.documents_mask(index, "sdpa")
+    for said in (
+        {"attention_mask": torch.ones_like(ids)},
+        {"attention_mask": torch.ones_like(mask), "position_ids": positions},
+        {"attention_mask": mask, "position_ids": positions, "use_cache": True},
+        {"position_ids": positions},
+        {},
+    ):
+        with pytest.raises(DataError, match="called without PackedLM"):
+            ours.lm(input_ids=ids, **{"use_cache": False, **said})
+    with pytest.raises(DataError, match="called without PackedLM"):
+        ours.lm.generate(ids, max_new_tokens=2)
+    for missing in ((ids, None, index, targets), (ids, positions, None, targets)):
+        with pytest.raises(DataError, match="need position_ids and doc_index"):
+            ours(*missing)
+    shifted = torch.cat([positions[:, :1], positions[:, :-1]], 1)
+    for wrong in (torch.arange(64)[None], positions + 1, torch.zeros_like(positions), shifted):
+        with pytest.raises(DataError, match="must begin at 0 in every document"):
+            ours(ids, wrong, index, targets)
+
+
+@pytest.mark.parametrize("other", ["eager", "sdpa", "flex_attention"])
+def test_another_attention_switched_on_after_building_is_refused(packed, other):
+    batch = collate(PackedRows(str(packed)).read(0, 1))
+    ours = PackedLM(_lm())
+    ours.lm.set_attn_implementation(other)
+    with pytest.raises(DataError, match=f"attention was switched from 'corpusmill_sdpa' to '{other}'"):
+        ours(batch.input_ids, batch.position_ids, batch.doc_index, batch.targets)
+
+
+@pytest.mark.parametrize("heeds", ["nothing", "causality"])
+def test_a_class_with_an_attention_of_its_own_is_refused(heeds):
+    lm = _lm()
+    for block in lm.model.layers[1:]:
+
+        def own(hidden_states, block=block, **_):
+            length = hidden_states.shape[1]
+            weights = torch.ones((length, length))
+            weights = weights.tril() if heeds == "causality" else weights
+            return block.self_attn.v_proj(weights @ hidden_states / length).repeat(1, 1, 2), None
+
+        block.self_attn.forward = own
+    before = torch.get_rng_state()
+    with pytest.raises(DataError, match="LlamaForCausalLM: a document sees the one before it"):
+        PackedLM(lm)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_documents_longer_than_a_sliding_window_are_refused(packed):
+    from transformers import MistralConfig, MistralForCausalLM
+
+    batch = collate(Rows(np.full((1, 64), 5), [np.array([40, 24])], None))
+    shape = {"vocab_size": 300, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    for window, fits in ((39, False), (40, True), (None, True)):
+        ours = PackedLM(MistralForCausalLM(MistralConfig(**shape, **heads, sliding_window=window)))
+        inputs = (batch.input_ids, batch.position_ids, batch.doc_index, batch.targets)
+        if fits:
+            assert ours(*inputs) > 0
+            continue
+        with pytest.raises(DataError, match="longer than the model's sliding_window of 39"):
+            ours(*inputs)
 
 
 def test_token_losses_sum_to_the_loss(packed):
@@ -117,8 +196,8 @@ def test_seeds_make_weights_and_leave_the_random_state_alone():
 
 @pytest.mark.parametrize("tie", [True, False])
 def test_the_parameter_count_is_known_before_building(tie):
-    settings = SHAPE.model_copy(update={"tie_embeddings": tie})
-    assert settings.parameters(300) == sum(p.numel() for p in _lm(tie=tie).parameters())
+    shape = SHAPE.model_copy(update={"tie_embeddings": tie})
+    assert shape.parameters(300) == sum(p.numel() for p in _lm(tie=tie).parameters())
 
 
 def test_shapes_that_cannot_be_are_refused():

@@ -67,3 +67,66 @@ def test_a_run_whose_checkpoints_lie_in_a_bucket_resumes_there_and_keeps_what_it
     assert again == {step: loss for step, loss in disk.items() if step > 6}
     assert len(run(branch, "branch")) == 2
     assert [path.rpartition("/")[2] for path in shelf.published(kept)] == names
+
+
+def sound(folder, step, own):
+    """A whole checkpoint of two ranks, with sums."""
+    path = shelf.place_of(folder, step)
+    for name in shelf.files(2):
+        target = storage.join(shelf.aside_of(path), name)
+        own.write_bytes(name.encode() * 1000)
+        shelf.seal(str(own), target)
+        storage.write_bytes(target, own.read_bytes())
+    shelf.publish(path, {"step": step, "world": 2})
+    return path
+
+
+@pytest.mark.parametrize("how", ["cut short", "changed", "lost", "description"])
+def test_a_damaged_checkpoint_is_told_and_makes_room_for_the_one_before(folder, tmp_path, how):
+    paths = [sound(folder, step, tmp_path / "own") for step in (1, 2, 3)]
+    assert [shelf.damage(path) for path in paths] == [None] * 3
+    for path in paths[1:]:
+        file, about = f"{path}/{shelf.files(2)[1]}", f"{path}/{shelf.ABOUT}"
+        before = storage.read_bytes(file)
+        if how == "lost":
+            storage.delete(file)
+        elif how == "description":
+            storage.write_bytes(about, storage.read_bytes(about)[:9])
+        elif how == "cut short":
+            storage.write_bytes(file, before[:-1])
+        elif storage.is_s3(file):
+            return  # a bucket keeps sums of its own
+        else:
+            storage.write_bytes(file, before[:5000] + b"?" + before[5001:])
+    said = list(shelf.set_damaged_aside(folder))
+    what = {
+        "cut short": "state-00001-of-00002.safetensors has 31,999 bytes, 32,000 were written",
+        "changed": "the content of state-00001-of-00002.safetensors is not what was written",
+        "lost": "state-00001-of-00002.safetensors is not there",
+        "description": "checkpoint.json is damaged",
+    }[how]
+    assert [what in line for line in said] == [True, True]
+    assert said[0].startswith(f"{paths[2]} is damaged") and said[1].endswith("going on from step-00000001")
+    assert shelf.published(folder) == paths[:1]
+    shelf.clear_unfinished(folder)
+    assert list(shelf.set_damaged_aside(folder)) == []
+    if not storage.is_s3(folder):
+        assert {path.name for path in Path(folder).iterdir()} == {
+            "step-00000001", "step-00000002.damaged", "step-00000003.damaged",
+        }  # fmt: skip
+
+
+def test_a_removal_that_is_killed_leaves_no_half_checkpoint(tmp_path, monkeypatch):
+    path = sound(str(tmp_path), 1, tmp_path / "own")
+
+    def killed(path, **_):
+        if shelf.os.path.exists(path):
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(shelf.shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            shelf.remove(path)
+    assert shelf.published(str(tmp_path)) == []
+    shelf.clear_unfinished(str(tmp_path))
+    assert [one.name for one in tmp_path.iterdir()] == ["own"]

@@ -321,6 +321,33 @@ def test_a_killed_driver_goes_on_with_the_same_command(recipe, tmp_path, crew):
     assert until_then.items() <= whole.losses.items()
 
 
+@pytest.mark.parametrize(("number", "everybody"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
+def test_an_interrupted_run_says_one_line_leaves_nothing_behind_and_goes_on(recipe, tmp_path, crew, number, everybody):
+    """Ctrl-C, and SIGTERM as systemd sends it: to Ray's processes too."""
+    job = recipe(steps=40, batch_rows=48, checkpoint_every=5, export=False)
+    (tmp_path / "recipe.yaml").write_text(json.dumps(job))
+    out = tmp_path / "run"
+    command = [sys.executable, "-m", "corpusmill", "train", str(tmp_path / "recipe.yaml"), "--out", str(out)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    ears = "import signal, runpy, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    command[1:3] = ["-c", ears + "sys.argv.pop(0); runpy.run_module('corpusmill', run_name='__main__')", "corpusmill"]
+    first = subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    deadline = time.monotonic() + 90
+    while len(read_metrics(str(out))) < 7 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    pids = json.loads((out / "workers.json").read_text())["pids"]
+    (os.killpg if everybody else os.kill)(first.pid, number)
+    _, said = first.communicate(timeout=60)
+    assert first.returncode == 128 + number
+    assert said == "corpusmill: interrupted; the same command goes on where it was\n"
+    assert not any(psutil.pid_exists(pid) for pid in pids)
+    assert subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False).returncode == 0
+    whole = train(job, str(tmp_path / "whole"), crew=crew)
+    assert _losses(out) == whole.losses
+
+
 def test_an_error_in_a_worker_names_rank_and_stage(crew, recipe, tmp_path, packed):
     broken = tmp_path / "packed"
     shutil.copytree(packed, broken)
@@ -330,9 +357,111 @@ def test_an_error_in_a_worker_names_rank_and_stage(crew, recipe, tmp_path, packe
         train(recipe(data=str(broken)), str(tmp_path / "out"), crew=crew)
 
 
+def failed(summary, told=False):
+    return {"summary": summary, "stage": "forward", "step": 3, "exit_code": 1, "told": told, "error": "Traceback …"}
+
+
+def test_the_first_cause_is_told_not_what_other_ranks_made_of_it():
+    from trainers.workers import Lost, _explain, _memory_kills
+
+    gone = failed("RuntimeError: [gloo/transport/tcp/pair.cc:538] Connection closed by peer")
+    with pytest.raises(Lost, match="rank 0 lost its peers in 'forward' at step 3"):
+        _explain({0: gone}, {})
+    with pytest.raises(RunError, match=r"rank 1 failed in 'forward' at step 3: KeyError: 'x'\n\nTraceback"):
+        _explain({0: gone, 1: failed("KeyError: 'x'")}, {})
+    with pytest.raises(RunError, match=r"rank 1 failed in 'forward' at step 3: /socket/data: no rows$"):
+        _explain({0: gone, 1: failed("DataError: /socket/data: no rows", told=True)}, {})
+    full = failed("OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB")
+    with pytest.raises(RunError, match=r"rank 0 failed in 'forward' .* 2.00 GiB\nlower micro_rows.*goes on$"):
+        _explain({0: full}, {})
+    assert _memory_kills() >= 0
+    assert _memory_kills("/nowhere") == 0
+
+
+def test_a_rank_that_hangs_is_told_from_those_that_wait_for_it(recipe, tmp_path, crew, packed):
+    """Rows 60 to 65 of step 5 are in the first shard, some of rank 1's in the second, which nobody ever fills."""
+    shutil.copytree(packed, tmp_path / "packed")
+    shard = tmp_path / "packed/train-00001.parquet"
+    shard.unlink()
+    os.mkfifo(shard)
+    job = recipe(data=str(tmp_path / "packed"), workers=2, stall_seconds=4, max_restarts=0)
+    with pytest.raises(RunError, match=r"rank 1 has been in 'data' at step 5 for \d+ s\. Gave up after 0 restarts"):
+        train(job, str(tmp_path / "run"), crew=crew)
+
+
 def test_a_file_that_the_recipe_names_and_is_not_there_is_told_without_a_traceback(crew, recipe, tmp_path):
     with pytest.raises(DataError, match=r"none\.jsonl: no such task file$"):
         train(recipe(objective={"tasks": [str(tmp_path / "none.jsonl")]}), str(tmp_path / "out"), crew=crew)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one_and_says_so(undisturbed, recipe, tmp_path, crew):
+    whole, report = undisturbed(recipe, 2)
+    shutil.copytree(whole / "checkpoints", tmp_path / "checkpoints")
+    for step, place in ((8, slice(None, 3000)), (6, slice(None))):
+        file = tmp_path / f"checkpoints/step-0000000{step}/state-00001-of-00002.safetensors"
+        data = bytearray(file.read_bytes())
+        data[-100] ^= 1
+        file.write_bytes(data[place])
+    said = []
+    train(recipe(workers=2, export=False), str(tmp_path), crew=crew, console=Console(file=Lines(said)))
+    assert re.search(r"step-00000008 is damaged \(state-00001.* has 3,000 bytes", "".join(said))
+    assert re.search(r"step-00000006 is damaged \(the content .*going on from step-00000003", "".join(said))
+    assert _losses(tmp_path) == {step: loss for step, loss in report.losses.items() if step > 3}
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_at_once(recipe, tmp_path, crew):
+    (tmp_path / "checkpoints").write_text("no folder")
+    long = recipe(steps=300, checkpoint_every=3, workers=2)
+    with pytest.raises(
+        RunError, match=r"rank \d failed in .*a checkpoint below .* could not be written: .*checkpoints"
+    ):
+        train(long, str(tmp_path), crew=crew)
+    assert max(_losses(tmp_path)) < 30
+
+
+def test_data_that_were_packed_anew_are_not_taken_for_the_old_ones(undisturbed, recipe, tmp_path, packed):
+    whole, _ = undisturbed(recipe, 1)
+    shutil.copytree(whole / "checkpoints", tmp_path / "run/checkpoints")
+    data = tmp_path / "packed"
+    shutil.copytree(packed, data)
+    for path in (tmp_path / "run/checkpoints").glob("*/checkpoint.json"):
+        path.write_text(path.read_text().replace(str(packed), str(data)))
+    (data / "dataset.json").write_text((data / "dataset.json").read_text().replace("test-0", "test-1"))
+    with pytest.raises(RecipeError, match=r"packed was packed anew: its fingerprint is 'test-1', .* 'test-0'"):
+        train(recipe(data=str(data)), str(tmp_path / "run"))
+
+
+def test_two_runs_in_one_folder_are_refused(recipe, tmp_path, monkeypatch):
+    from trainers import train as driver
+    from trainers.workers import outlived
+
+    began = psutil.Process().create_time()
+    (tmp_path / "workers.json").write_text(json.dumps({"pids": [os.getpid(), 1], "began": [began, began]}))
+    monkeypatch.setattr(driver, "outlived", lambda out: outlived(out, seconds=0.1))
+    with pytest.raises(RunError, match=rf"another run is at work in this folder .*\[{os.getpid()}\]"):
+        train(recipe(), str(tmp_path))
+
+
+def test_steps_that_are_kept_are_no_corners(recipe, tmp_path, crew):
+    """`continue: corner` goes on before the decay, also where a later step was kept."""
+    job = recipe(save_at=[2, 7], keep=1, checkpoint_every=1, export=False)
+    train(job, str(tmp_path), crew=crew)
+    found = [json.loads(Path(path, "checkpoint.json").read_text()) for path in sorted(tmp_path.glob("checkpoints/*"))]
+    kinds = [(one["step"], one["kind"]) for one in found]
+    assert kinds == [(2, "kept"), (5, "regular"), (6, "corner"), (7, "kept"), (8, "final")]
+
+
+def test_a_gradient_that_is_not_finite_is_never_saved():
+    """The loss of its step is finite still: the next one's would come after a checkpoint of lost weights."""
+    from trainers.batch import StepRows
+    from trainers.fit import _line
+    from trainers.ranks import Ranks
+
+    ranks, rows = Ranks(0, 1, torch.device("cpu")), StepRows(24, 36, [])
+    told = {"loss": torch.tensor(5.0)}, {"policy": 2.0}
+    assert _line(3, *told, {"policy": 0.1}, 1e-3, ranks, rows)["loss"] == 2.5
+    with pytest.raises(RunError, match=r"step 3: a loss or gradient is not finite .* of this step, 24 to 35"):
+        _line(3, *told, {"policy": float("nan")}, 1e-3, ranks, rows)
 
 
 def test_a_checkpoint_of_another_model_is_not_continued(undisturbed, recipe, tmp_path):
