@@ -147,8 +147,8 @@ def PlainLlama(settings: dict, vocabulary: int):
     from torch.nn import functional
     from torch.nn.attention.flex_attention import flex_attention
 
+    from trainers.attention import documents_mask
     from trainers.cross_entropy import loss_sum
-    from trainers.model import documents_mask
 
     width, heads = settings["hidden_size"], settings["heads"]
     head = width // heads

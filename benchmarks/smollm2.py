@@ -214,9 +214,10 @@ class Bench:
         """Mean −log p of the held-out responses of `sft`, in float32 as exported."""
         import torch
 
+        from trainers.attention import pick_attention
         from trainers.batch import PackedRows
         from trainers.evaluate.held_out import HeldOut
-        from trainers.model import PackedLM, load, pick_attention
+        from trainers.model import PackedLM, load
         from trainers.ranks import Ranks
         from trainers.roles import Frozen
 

@@ -13,16 +13,12 @@ from torch.utils.checkpoint import checkpoint
 
 from cluster.errors import DataError, RecipeError
 from trainers.architecture import head_dim
+from trainers.attention import Attention, masked_attention
 from trainers.batch import IGNORE, Batch, collate
 from trainers.divergence import Kind, bucketed, confidence, divergence, log_probabilities
 from trainers.engine import Engine
 from trainers.memory import Footprint, asked_bytes
-from trainers.model import (
-    Attention,
-    PackedLM,
-    load,
-    masked_attention,
-)
+from trainers.model import PackedLM, load
 from trainers.objective import Loss, Objective, Start
 from trainers.relations import (
     angle_loss,

@@ -24,10 +24,11 @@ from cluster.errors import DataError, RecipeError
 from cluster.settings import Settings
 from pipeline.schema import DATASET_FILE
 from trainers import pretrain
+from trainers.attention import pick_attention
 from trainers.batch import IGNORE, Batch, PackedRows, StepRows, shared_out
 from trainers.engine import Engine
 from trainers.memory import Footprint, asked_bytes, token_losses_bytes
-from trainers.model import PackedLM, load, pick_attention
+from trainers.model import PackedLM, load
 from trainers.objective import Loss, Objective, Start, Useful
 from trainers.roles import Frozen, Role
 

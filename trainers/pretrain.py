@@ -11,13 +11,14 @@ from torch import Tensor
 from cluster.errors import RecipeError
 from cluster.settings import Settings
 from trainers.architecture import positions
+from trainers.attention import pick_attention
 from trainers.batch import Batch, PackedRows, StepRows
 from trainers.blame import worst_rows
 from trainers.engine import Engine
 from trainers.evaluate import few_shot, generate, samples
 from trainers.evaluate.held_out import HeldOut, measure_all
 from trainers.evaluate.task import GENERATED, read_tasks
-from trainers.model import PackedLM, load_tokenizer, pick_attention
+from trainers.model import PackedLM, load_tokenizer
 from trainers.objective import Loss, Objective, Start
 from trainers.policy_sampler import EngineSampler
 from trainers.roles import Role

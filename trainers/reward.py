@@ -13,10 +13,11 @@ from torch.nn.functional import binary_cross_entropy_with_logits, logsigmoid
 
 from cluster.errors import DataError
 from cluster.settings import Settings
+from trainers.attention import masked_attention
 from trainers.batch import Batch, PackedRows, StepRows, shared_out
 from trainers.engine import Engine
 from trainers.memory import Footprint
-from trainers.model import PackedLM, load, masked_attention
+from trainers.model import PackedLM, load
 from trainers.objective import Loss, Objective, Start, Useful
 from trainers.preference import answer_lengths, pairs_of
 from trainers.roles import Role, Want

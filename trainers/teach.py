@@ -12,9 +12,10 @@ import torch
 
 from cluster.errors import DataError
 from pipeline.schema import DATASET_FILE
+from trainers.attention import pick_attention
 from trainers.batch import PackedRows, collate
 from trainers.divergence import bucketed, log_probabilities
-from trainers.model import PackedLM, load, load_tokenizer, pick_attention
+from trainers.model import PackedLM, load, load_tokenizer
 from trainers.roles import Frozen
 
 

@@ -5,7 +5,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from cluster.errors import DataError, RecipeError
-from trainers import model
+from trainers import attention, model
 from trainers.batch import PackedRows, Rows, collate
 from trainers.model import ModelSettings, PackedLM
 
@@ -31,7 +31,7 @@ def flex_on_cpu(monkeypatch):
     from torch.nn.attention import flex_attention as flex
 
     monkeypatch.setattr(flex, "_validate_device", lambda *_: None)
-    monkeypatch.setitem(model._flex, "flex", flex.flex_attention)
+    monkeypatch.setitem(attention._flex, "flex", flex.flex_attention)
 
 
 def _alone(lm, documents):
@@ -84,7 +84,7 @@ def test_the_silent_ways_to_mix_documents_are_refused(packed):
     batch = collate(PackedRows(str(packed)).read(0, 1))
     ours = PackedLM(_lm())
     ids, positions, index, targets = batch.input_ids, batch.position_ids, batch.doc_index, batch.targets
-    mask = model.documents_mask(index, "sdpa")
+    mask = attention.documents_mask(index, "sdpa")
     for said in (
         {"attention_mask": torch.ones_like(ids)},
         {"attention_mask": torch.ones_like(mask), "position_ids": positions},
@@ -207,44 +207,6 @@ def test_shapes_that_cannot_be_are_refused():
         ModelSettings(kv_heads=3).check()
 
 
-@pytest.mark.parametrize("width", [512, 500])
-def test_the_block_mask_of_flex_is_the_dense_mask(width):
-    from torch.nn.attention.flex_attention import create_mask
-
-    generator = torch.Generator().manual_seed(1)
-    borders = torch.rand((4, width), generator=generator) < torch.tensor([0.0, 0.002, 0.01, 0.2])[:, None]
-    borders[0, 128] = borders[1, 127] = True
-    doc_index = borders.cumsum(1).to(torch.int32)
-    dense = model.documents_mask(doc_index, "sdpa")
-    blocks = model.documents_mask(doc_index, "flex")
-    assert torch.equal(create_mask(blocks.mask_mod, 4, 1, width, width, device="cpu"), dense)
-    full, some = _whole_blocks(blocks)
-    size = model.BLOCK
-    padded = torch.zeros((4, 4 * size, 4 * size), dtype=torch.bool)
-    padded[:, :width, :width] = dense[:, 0]
-    tiles = padded.reshape(4, 4, size, 4, size).transpose(2, 3).reshape(4, 4, 4, -1)
-    assert torch.equal(full | some, tiles.any(-1))
-    assert (tiles.all(-1) | ~full).all()
-    if width == 512:
-        assert torch.equal(full, tiles.all(-1))
-
-
-def _whole_blocks(mask):
-    """(full, partial) as bool [rows, queries, keys]."""
-    found = []
-    for number, index in (
-        (mask.full_kv_num_blocks, mask.full_kv_indices),
-        (mask.kv_num_blocks, mask.kv_indices),
-    ):
-        rows, _, queries, keys = index.shape
-        dense = torch.zeros((rows, queries, keys), dtype=torch.bool)
-        for row in range(rows):
-            for query in range(queries):
-                dense[row, query, index[row, 0, query, : number[row, 0, query]].long()] = True
-        found.append(dense)
-    return found
-
-
 @pytest.mark.parametrize("how", ["full", "selective"])
 def test_recomputing_activations_changes_no_gradient(packed, how):
     from trainers.engine import recompute
@@ -294,24 +256,6 @@ def test_flex_blocks_compile_once_for_all_masks_and_agree_with_sdpa():
         inputs = (batch.input_ids, batch.position_ids, batch.doc_index, batch.targets)
         with torch.no_grad(), torch.compiler.set_stance("default" if seed == 0 else "fail_on_recompile"):
             torch.testing.assert_close(ours["flex"](*inputs), ours["sdpa"](*inputs), rtol=1e-5, atol=1e-3)
-
-
-def test_document_starts_are_where_the_index_changes_and_rows_begin():
-    index = torch.tensor([[0, 0, 1, 1], [0, 1, 2, 2]])
-    starts = model.document_starts(index)
-    assert starts.tolist() == [0, 2, 4, 5, 6] + [8] * 60
-    many = torch.arange(100)[None]
-    assert model.document_starts(many).tolist() == list(range(100)) + [100] * 29
-
-
-def test_kernels_that_a_device_lacks_are_refused():
-    for wanted in ("varlen", "flex"):
-        with pytest.raises(RecipeError, match=f"attention: {wanted}"):
-            model.pick_attention(torch.device("cpu"), wanted)
-    assert model.pick_attention(torch.device("cpu")) == "sdpa"
-    with pytest.raises(RecipeError, match="reward models and students take flex"):
-        model.masked_attention(torch.device("cuda"), "varlen")
-    assert model.masked_attention(torch.device("cuda")) == "flex"
 
 
 def test_a_compiled_block_is_one_graph(packed):

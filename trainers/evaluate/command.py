@@ -8,9 +8,10 @@ import torch
 
 from cluster.errors import DataError, RecipeError
 from trainers.architecture import longest
+from trainers.attention import pick_attention
 from trainers.evaluate import few_shot, generate
 from trainers.evaluate.task import GENERATED, read_tasks
-from trainers.model import PackedLM, load, load_tokenizer, pick_attention
+from trainers.model import PackedLM, load, load_tokenizer
 from trainers.ranks import Ranks
 from trainers.roles import Frozen
 from trainers.rollout import Sampler

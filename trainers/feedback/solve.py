@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from pydantic import Field
 
 from cluster.errors import DataError, RecipeError
@@ -140,19 +141,16 @@ def judged(
     """
     import torch
 
-    from trainers.batch import Batch
+    from trainers.batch import Rows, collate
     from trainers.roles import call
 
     encoder, reward, device = _reward(folder)
     parts = steps if steps is not None else [()] * len(texts)
     encoded = [encoder(chat, text, [(step, 1) for step in some]) for text, some in zip(texts, parts, strict=True)]
-    width = max(len(one.ids) for one in encoded)
-    ids = torch.zeros((len(encoded), width), dtype=torch.int64)
-    index = torch.ones((len(encoded), width), dtype=torch.int32)
-    for i, one in enumerate(encoded):
-        ids[i, : len(one.ids)], index[i, : len(one.ids)] = torch.tensor(one.ids), 0
-    positions = torch.arange(width).expand(len(encoded), -1)
-    batch = Batch(ids, positions, index, torch.full_like(ids, -100))
+    ids = np.zeros((len(encoded), max(len(one.ids) for one in encoded)), np.int64)
+    for row, one in zip(ids, encoded, strict=True):
+        row[: len(one.ids)] = one.ids
+    batch = collate(Rows(ids, [np.array([len(one.ids)]) for one in encoded], None))
     with torch.no_grad():
         values = call(reward, batch.to(device), "values").float().sigmoid().cpu()
     if steps is None:

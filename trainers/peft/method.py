@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from cluster.errors import RecipeError, nearest
 from cluster.settings import Settings
-from trainers.model import PackedLM, documents_mask
+from trainers.attention import documents_mask
+from trainers.model import PackedLM
 
 
 class Method(Settings):

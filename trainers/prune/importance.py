@@ -9,8 +9,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from trainers.attention import pick_attention
 from trainers.batch import PackedRows, collate
-from trainers.model import PackedLM, pick_attention
+from trainers.model import PackedLM
 from trainers.peft.loramoe import documents_of
 from trainers.prune.graph import Component
 
