@@ -92,8 +92,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(metavar="COMMAND", title="commands")
 
-    def verb(name: str, call: object, summary: str) -> argparse.ArgumentParser:
-        made = verbs.add_parser(name, help=summary, description=summary)
+    def verb(name: str, call: object, summary: str, example: str = "") -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=summary, description=summary, epilog=example and f"example: {example}")
         made.set_defaults(call=call)
         return made
 
@@ -113,6 +113,16 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", required=True, help="the run's folder, local or s3://")
     made.add_argument("--workers", help="processes (overrides the recipe): auto, a number, 0 for none")
     made.add_argument("--quiet", action="store_true", help="print nothing but errors")
+
+    made = verb(
+        "extract", _extract, "the main text of a file, or of an archive's records, and what was decided about each",
+        "corpusmill extract crawl/00000.warc.gz --url https://example.org/ > page.txt",
+    )  # fmt: skip
+    made.add_argument("file", help="HTML, PDF, DOCX, ODT, EPUB, text, WARC, WET or ARC; local, s3:// or http(s)://")
+    made.add_argument("--url", help="of a page: where it comes from; of an archive: only the records of this URL")
+    made.add_argument("--type", help="the Content-Type that a server stated: 'text/html; charset=gb2312'")
+    made.add_argument("--engine", choices=["corpusmill", "trafilatura", "resiliparse"], default="corpusmill")
+    made.add_argument("--json", action="store_true", help="a line of JSON per document, with all that was decided")
 
     made = verb("why", _why, "what became of a document: the step and reason that removed it, or its packed row")
     made.add_argument("run", help="a run's folder")
@@ -284,6 +294,15 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _extract(options: argparse.Namespace) -> int:
+    from pipeline.extract.command import extract_file
+
+    found = extract_file(
+        options.file, url=options.url, content_type=options.type, engine=options.engine, as_json=options.json
+    )
+    return 0 if found else 1
+
+
 def _why(options: argparse.Namespace) -> int:
     from pipeline.why import why
 
@@ -308,6 +327,7 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _steps(options: argparse.Namespace) -> int:
+    from cluster.settings import told as settings_told
     from pipeline import recipe
     from trainers import plan as training
 
@@ -323,21 +343,8 @@ def _steps(options: argparse.Namespace) -> int:
         step = recipe.step_class(options.name, "steps", training.PARTS)
         print(f"{options.name}: {step.takes} → {step.gives}\n\n{(step.__doc__ or '').strip()}\n")
         fields = step.model_fields
-    for name, field in fields.items():
-        default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        choices = [str(one) for one in _choices(field.annotation)]
-        names = "" if all(one in (field.description or "") for one in choices) else f" ({', '.join(choices)})"
-        print(f"  {field.alias or name:<22} {default:<16} {field.description or ''}{names}")
+    print("\n".join(settings_told(fields)))
     return 0
-
-
-def _choices(kind: object) -> list[object]:
-    """The values that a setting's type names, those of a union included."""
-    from typing import Literal, get_args, get_origin
-
-    if get_origin(kind) is Literal:
-        return list(get_args(kind))
-    return [one for part in get_args(kind) if get_origin(part) is not dict for one in _choices(part)]
 
 
 def _train(options: argparse.Namespace) -> int:
