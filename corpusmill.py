@@ -87,6 +87,9 @@ def _terminate(number: int, _: object) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from cluster.options import kube_options
+    from trainers.scaling.options import scaling_options
+
     parser = argparse.ArgumentParser(
         prog="corpusmill", description="From a raw web crawl to a trained, aligned language model."
     )
@@ -145,6 +148,30 @@ def _parser() -> argparse.ArgumentParser:
     recipe_options(made)
     made.add_argument("--out", required=True, help="the training run's folder")
 
+    made = verb(
+        "check", _check, "whether this machine, or the cluster of RAY_ADDRESS, can run recipes: packages, disk, Ray",
+        "corpusmill check --out s3://bucket/run",
+    )  # fmt: skip
+    made.add_argument(
+        "--out", default=".", help="folder that runs will be written to, local or s3://; default: this one"
+    )
+
+    made = verb(
+        "submit", _submit, "execute a recipe as a job of a Ray cluster, with its log here and its exit code",
+        "corpusmill submit mine.yaml --address http://HEAD:8265 --out s3://bucket/run",
+    )  # fmt: skip
+    recipe_options(made)
+    made.add_argument("--address", required=True, help="the cluster's dashboard, http://HEAD:8265")
+    made.add_argument("--out", required=True, help="the run's folder: s3://, or an absolute path that all nodes share")
+    made.add_argument("--working-dir", help="uploaded, the job's current folder; default: this one, without runs/")
+
+    made = verb(
+        "kube", _kube, "print manifests for KubeRay: a RayJob with its cluster that executes a recipe",
+        "corpusmill kube mine.yaml --out s3://bucket/run --image registry/corpusmill | kubectl apply -f -",
+    )  # fmt: skip
+    recipe_options(made)
+    kube_options(made)
+
     made = verb("answers", _answers, "tokenise and pack judged answers (pairs, rankings, labels) for `train`")
     made.add_argument(
         "files", nargs="+", help="JSONL (plain, gz, xz, zst) or Parquet: prompt with chosen and rejected, …"
@@ -200,46 +227,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="assignments", required=True)
 
     made = verb("scale", _scale, "scaling laws: fit a table of runs, plan a run, or measure a law by small runs")
-    made.formatter_class = argparse.RawDescriptionHelpFormatter
-    made.epilog = """\
-corpusmill scale fit runs.csv --out law.json          the law of your runs, and what they leave open
-corpusmill scale plan law.json --flops 1e21           the best size and length for a budget
-corpusmill scale fit runs.csv --where 'parameters<1e9' --tied --out small.json
-corpusmill scale compare small.json runs.csv          what small runs say of large ones, against their losses
-corpusmill scale repeated runs.csv --law c4           the worth of repeated tokens
-corpusmill scale emergence tasks.csv models.csv --out page.html"""
-    made.add_argument(
-        "action",
-        choices=["fit", "isoflop", "kaplan", "repeated", "plan", "compare", "sweep", "shape", "emergence"],
-        help="fit L(N, D); isoflop: best N per compute; kaplan: laws of one variable; repeated: law of repeated data; "
-        "plan, compare: by a fitted law; sweep, shape: train small models; emergence: sudden rises of tasks",
-    )
-    made.add_argument(
-        "file",
-        help="CSV, JSONL or Parquet of runs; plan, compare: what fit wrote, or c4 (published); sweep, shape: a recipe; "
-        "emergence: or a folder of training runs",
-    )
-    made.add_argument("runs", nargs="?", help="compare: a table of runs; emergence: a table to join, with the scale")
-    made.add_argument("--out", help="write the answer here (JSON); sweep, shape: folder of the runs; emergence: a page")
-    made.add_argument(
-        "--where", action="append", default=[], metavar="COLUMN=VALUE",
-        help="only these runs of a table; also !=, <, <=, >, >= (in quotes)",
-    )  # fmt: skip
-    made.add_argument(
-        "--column", action="append", default=[], metavar="KEY=NAME",
-        help="which column holds parameters, tokens, flops, loss, unique_tokens or epochs, if its name does not tell",
-    )  # fmt: skip
-    made.add_argument("--drop-worst", type=int, default=0, help="fit: leave out so many runs with the highest loss")
-    made.add_argument("--tied", action="store_true", help="fit: alpha = beta, which few runs determine better")
-    made.add_argument("--method", default="akima", help="isoflop: akima or parabola through each curve")
-    made.add_argument("--law", help="repeated: the law for single epochs, as fit wrote it, or c4; else fitted as well")
-    made.add_argument("--scale", metavar="COLUMN", help="emergence: the scale axis; default flops")
-    made.add_argument("--task", action="append", default=[], metavar="COLUMN", help="emergence: only this task")
-    made.add_argument("--flops", type=float, help="plan: the best size and length for this compute")
-    made.add_argument("--parameters", type=float, help="plan: with --tokens, the loss of such a run")
-    made.add_argument("--tokens", type=float)
-    made.add_argument("--unique-tokens", type=float, help="plan: how many tokens there are, if they are repeated")
-    made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments")
+    scaling_options(made)
 
     made = verb("feedback", _feedback, "judge, choose among or synthesise answers, and loops that learn from them")
     made.add_argument("action", choices=FEEDBACK)
@@ -372,17 +360,53 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check(options: argparse.Namespace) -> int:
+    from cluster.preflight import findings
+    from pipeline.kernels.proof import proof
+
+    wrong = 0
+    for finding in findings(options.out, {"kernels": proof}):
+        print(finding, flush=True)
+        wrong += finding.level == "wrong"
+    return 1 if wrong else 0
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from cluster.submit import submit
+
+    _refuse(options.recipe, options.assignments)
+    return submit(
+        options.recipe, options.address, options.out, assignments=options.assignments, working_dir=options.working_dir
+    )
+
+
+def _kube(options: argparse.Namespace) -> int:
+    from cluster.kuberay import manifests
+
+    _refuse(options.recipe, options.assignments)
+    given = {name: value for name, value in vars(options).items() if name != "call"}
+    print(manifests(**given), end="")
+    return 0
+
+
+def _refuse(path: str, assignments: Sequence[str]) -> None:
+    """Refuse a recipe for elsewhere whose settings are wrong; whether its input is there, only the nodes can tell."""
+    from cluster.settings import command_for, read_yaml
+    from pipeline import recipe
+    from trainers import chain
+    from trainers.recipe import load_recipe
+
+    if (verb := command_for(read_yaml(path))) in ("run", "train"):
+        (recipe.load if verb == "run" else chain.load_chain if chain.is_chain(path) else load_recipe)(path, assignments)
+
+
 def _answers(options: argparse.Namespace) -> int:
     from trainers.answers import write_answers
 
     about = write_answers(
-        options.files,
-        options.tokenizer,
-        options.out,
-        seq_len=options.seq_len,
-        validation=options.validation,
+        options.files, options.tokenizer, options.out, seq_len=options.seq_len, validation=options.validation,
         seed=options.seed,
-    )
+    )  # fmt: skip
     if options.reference:
         from trainers.preference import write_reference
 
@@ -435,29 +459,19 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _grow(options: argparse.Namespace) -> int:
-    from typing import Any
-
-    from cluster.settings import assign, make
+    from cluster.settings import assigned
     from trainers.scaling.growth import Growth, grow_folder
 
-    raw: dict[str, Any] = {}
-    for assignment in options.assignments:
-        assign(raw, assignment)
-    grow_folder(options.source, options.target, make(Growth, raw, "grow"))
+    grow_folder(options.source, options.target, assigned(Growth, options.assignments, "grow"))
     print(f"model      {options.target}")
     return 0
 
 
 def _prune(options: argparse.Namespace) -> int:
-    from typing import Any
-
-    from cluster.settings import assign, make
+    from cluster.settings import assigned
     from trainers.prune.command import Prune, prune
 
-    raw: dict[str, Any] = {}
-    for assignment in options.assignments:
-        assign(raw, assignment)
-    for line in prune(options.source, options.target, make(Prune, raw, "prune")):
+    for line in prune(options.source, options.target, assigned(Prune, options.assignments, "prune")):
         print(line)
     return 0
 

@@ -6,7 +6,7 @@ name; `--set path.to.field=value` changes a field in the raw mapping before the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
@@ -149,6 +149,14 @@ def assign(raw: dict[str, Any], assignment: str) -> None:
                 step_list[index] = {name: settings}
             return
     _assign_in(raw, path.split("."), value, assignment)
+
+
+def assigned(cls: type[S], assignments: Sequence[str], where: str) -> S:
+    """`cls` from `field=value` assignments alone. Raises RecipeError."""
+    raw: dict[str, Any] = {}
+    for assignment in assignments:
+        assign(raw, assignment)
+    return make(cls, raw, where)
 
 
 def _step_name(entry: object) -> str:

@@ -1,4 +1,4 @@
-"""`corpusmill extract`: what `extract.main_content` makes of one file or of an archive's records, and what it decided."""
+"""`corpusmill extract`: what `extract.main_content` makes of a file or of an archive's records, and what it decided."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from io import BytesIO
 from typing import NamedTuple
 
 from cluster.errors import DataError
+from cluster.settings import make
 from pipeline.crawl import remote
 from pipeline.crawl.archive import is_archive
 from pipeline.crawl.capture import HTML_TYPES
@@ -66,7 +67,7 @@ def extract_file(
     Text goes to stdout, what was decided to stderr. `content_type` is what a server stated, instead of what the file's
     bytes and name tell. False when no text came. Raises DataError for what is no file of a kind that is read.
     """
-    MainContent(engine=engine).check()
+    make(MainContent, {"engine": engine}, "extract").check()
     if not kernels_compiled():
         print("the first use compiles its kernels: a minute or two, once", file=sys.stderr)
     archive = _opens_as_archive(path) and content_type is None
@@ -112,7 +113,7 @@ def _one(path: str, url: str | None, content_type: str | None, engine: Engine) -
 
 def _records(path: str, url: str | None, engine: Engine) -> Iterator[Told]:
     """The rows that `crawl.warc` makes of an archive, of every media type that is read."""
-    reader = Warc(path=path, content_types=READ)
+    reader = make(Warc, {"path": path, "content_types": READ}, "extract")
     for batch, verdict in reader.read({"path": path, "key": path.rpartition("/")[2], "bytes": 0}):
         for number, row in enumerate(batch.select(["url", "content_type", "payload"]).to_pylist()):
             if url is not None and row["url"] != url:
