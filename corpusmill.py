@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 # packages of the extra [train]: a corpus-only installation is told so; and what `feedback` can do, without loading it
 TRAIN = ("torch", "deepspeed", "transformers", "safetensors", "tensorboard", "scipy", "peft")
@@ -121,11 +122,17 @@ def _parser() -> argparse.ArgumentParser:
         "extract", _extract, "the main text of a file, or of an archive's records, and what was decided about each",
         "corpusmill extract crawl/00000.warc.gz --url https://example.org/ > page.txt",
     )  # fmt: skip
-    made.add_argument("file", help="HTML, PDF, DOCX, ODT, EPUB, text, WARC, WET or ARC; local, s3:// or http(s)://")
+    made.add_argument(
+        "path", metavar="file", help="HTML, PDF, DOCX, ODT, EPUB, text, WARC, WET or ARC; local, s3:// or http(s)://"
+    )
     made.add_argument("--url", help="of a page: where it comes from; of an archive: only the records of this URL")
-    made.add_argument("--type", help="the Content-Type that a server stated: 'text/html; charset=gb2312'")
+    made.add_argument(
+        "--type", dest="content_type", help="the Content-Type that a server stated: 'text/html; charset=gb2312'"
+    )
     made.add_argument("--engine", choices=["corpusmill", "trafilatura", "resiliparse"], default="corpusmill")
-    made.add_argument("--json", action="store_true", help="a line of JSON per document, with all that was decided")
+    made.add_argument(
+        "--json", action="store_true", dest="as_json", help="a line of JSON per document, with all that was decided"
+    )
 
     made = verb("why", _why, "what became of a document: the step and reason that removed it, or its packed row")
     made.add_argument("run", help="a run's folder")
@@ -135,9 +142,10 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("run", help="a run's folder")
     made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments", required=True)
 
-    made = verb(
-        "compare", _compare, "two corpus runs: settings, counts and reasons that differ, documents of one alone"
-    )
+    made = verb("report", _report, "write a run's report.html anew", "corpusmill report runs/mine")
+    made.add_argument("run", help="a folder that `run` or `train` wrote")
+
+    made = verb("compare", _compare, "two corpus runs: settings, counts, reasons that differ, documents of one alone")
     made.add_argument("first", help="a run's folder")
     made.add_argument("second", help="another one's")
 
@@ -173,9 +181,7 @@ def _parser() -> argparse.ArgumentParser:
     kube_options(made)
 
     made = verb("answers", _answers, "tokenise and pack judged answers (pairs, rankings, labels) for `train`")
-    made.add_argument(
-        "files", nargs="+", help="JSONL (plain, gz, xz, zst) or Parquet: prompt with chosen and rejected, …"
-    )
+    made.add_argument("files", nargs="+", help="JSONL (plain, gz, xz, zst) or Parquet: prompt, chosen, rejected, …")
     made.add_argument("--tokenizer", required=True, help="folder that AutoTokenizer opens; its chat template is used")
     made.add_argument("--out", required=True, help="folder of the data set, for `data:` of a training recipe")
     made.add_argument("--seq-len", type=int, default=2048, help="tokens per row; all answers of a prompt must fit")
@@ -198,9 +204,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--out", help="write all documents seen to this Parquet file")
 
     made = verb(
-        "evaluate",
-        _evaluate,
-        "a model on task files, MMLU to HumanEval: choices, cloze, word problems, programs in a cage",
+        "evaluate", _evaluate, "a model on task files (MMLU … HumanEval): choices, problems, programs in a cage"
     )
     made.add_argument("model", help="a transformers folder, as `train` and `export` write it")
     made.add_argument("tasks", nargs="+", help="JSONL files (plain, gz, xz, zst), or folders with train and test")
@@ -248,20 +252,10 @@ def _plan(options: argparse.Namespace) -> int:
 
         print("\n".join(training.told(options.recipe, command, options.assignments)))
         return 0
-    from cluster import storage
     from pipeline import recipe
-    from pipeline.plan import plan
+    from pipeline.plan import told
 
-    stages = plan(recipe.load(options.recipe, options.assignments), options.out)
-    for stage in stages:
-        done = ""
-        if options.out:
-            path = storage.join(storage.absolute(options.out), "stages", stage.folder, "stage.json")
-            done = "  finished" if storage.exists(path) else "  to do"
-        print(f"stage {stage.number}  {stage.fingerprint[:12]}  {stage.takes} → {stage.gives}{done}")
-        for step in stage.all_steps:
-            changed = step.model_dump(exclude_defaults=True)
-            print(f"    {step.step_name()}" + (f"  {changed}" if changed else ""))
+    print("\n".join(told(recipe.load(options.recipe, options.assignments), options.out)))
     return 0
 
 
@@ -285,10 +279,7 @@ def _run(options: argparse.Namespace) -> int:
 def _extract(options: argparse.Namespace) -> int:
     from pipeline.extract.command import extract_file
 
-    found = extract_file(
-        options.file, url=options.url, content_type=options.type, engine=options.engine, as_json=options.json
-    )
-    return 0 if found else 1
+    return 0 if extract_file(**_given(options)) else 1
 
 
 def _why(options: argparse.Namespace) -> int:
@@ -309,8 +300,18 @@ def _whatif(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from pipeline.compare import compare
 
-    for line in compare(options.first, options.second):
-        print(line)
+    print("\n".join(compare(options.first, options.second)))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from cluster import storage
+    from pipeline import html
+    from trainers import chain
+
+    run = storage.absolute(options.run)
+    side = html if storage.exists(storage.join(run, "run.json")) else chain
+    print(f"report     {side.rewrite_report(run)}")
     return 0
 
 
@@ -375,18 +376,20 @@ def _submit(options: argparse.Namespace) -> int:
     from cluster.submit import submit
 
     _refuse(options.recipe, options.assignments)
-    return submit(
-        options.recipe, options.address, options.out, assignments=options.assignments, working_dir=options.working_dir
-    )
+    return submit(**_given(options))
 
 
 def _kube(options: argparse.Namespace) -> int:
     from cluster.kuberay import manifests
 
     _refuse(options.recipe, options.assignments)
-    given = {name: value for name, value in vars(options).items() if name != "call"}
-    print(manifests(**given), end="")
+    print(manifests(**_given(options)), end="")
     return 0
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of a verb as arguments of its function."""
+    return {name: value for name, value in vars(options).items() if name != "call"}
 
 
 def _refuse(path: str, assignments: Sequence[str]) -> None:
@@ -429,8 +432,7 @@ def _seen(options: argparse.Namespace) -> int:
     from pipeline.pack import lineage
     from trainers.lineage import readings
 
-    for line in lineage.told(readings(options.checkpoint), options.document, options.out):
-        print(line)
+    print("\n".join(lineage.told(readings(options.checkpoint), options.document, options.out)))
     return 0
 
 
@@ -471,8 +473,7 @@ def _prune(options: argparse.Namespace) -> int:
     from cluster.settings import assigned
     from trainers.prune.command import Prune, prune
 
-    for line in prune(options.source, options.target, assigned(Prune, options.assignments, "prune")):
-        print(line)
+    print("\n".join(prune(options.source, options.target, assigned(Prune, options.assignments, "prune"))))
     return 0
 
 
