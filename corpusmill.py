@@ -203,9 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--out", help="write all documents seen to this Parquet file")
 
-    made = verb(
-        "evaluate", _evaluate, "a model on task files (MMLU … HumanEval): choices, problems, programs in a cage"
-    )
+    made = verb("evaluate", _evaluate, "a model on task files (MMLU, GSM8K, HumanEval, …): choices, problems, programs")
     made.add_argument("model", help="a transformers folder, as `train` and `export` write it")
     made.add_argument("tasks", nargs="+", help="JSONL files (plain, gz, xz, zst), or folders with train and test")
     made.add_argument("--shots", type=int, default=0, help="worked examples of the task before each item")
