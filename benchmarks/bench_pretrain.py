@@ -240,13 +240,9 @@ def main() -> None:
         import torch
 
         name = torch.cuda.get_device_name()
-    lines = [f"Device: {name}. Steps {options.steps} per round, the second half counts; {options.rounds} rounds.", ""]
-    lines += [
-        "| shape | variant | tokens/s and device | of plain | MFU | peak memory | expected | data wait | last loss |"
-    ]
-    lines += ["|---|---|---|---|---|---|---|---|---|"]
+    about = f"Device: {name}. Steps {options.steps} per round, the second half counts; {options.rounds} rounds."
+    found: dict[tuple[str, str], list[dict]] = {}
     for shape in options.shapes.split(","):
-        found: dict[str, list[dict]] = {}
         with tempfile.TemporaryDirectory() as folder:
             _, vocabulary, seq_len, micro = SHAPES[shape]
             write_rows(Path(folder, "packed"), vocabulary, seq_len, micro * 16, 600)
@@ -262,24 +258,32 @@ def main() -> None:
                         print(f"{shape} {variant} failed:\n{done.stderr[-3000:]}", file=sys.stderr)
                         continue
                     result = figures(json.loads(answer[0][7:]), shape, options.device, name)
-                    found.setdefault(variant, []).append(result)
-                    print(
-                        f"{shape} {variant}: {result['tokens_per_second']:,.0f} tokens/s", file=sys.stderr, flush=True
-                    )
-        for variant, results in found.items():
-            speed = statistics.median(r["tokens_per_second"] for r in results)
-            mfu = f"{statistics.median(r['mfu'] for r in results):.1%}" if results[0]["mfu"] else "–"
-            memory = f"{results[0]['peak_memory'] / 2**30:.1f} GiB" if results[0]["peak_memory"] else "–"
-            expected = f"{results[0]['expected_gib']:.1f} GiB" if results[0].get("expected_gib") else "–"
-            plain = found.get("plain+whole_rows" if "whole_rows" in variant else "plain")
-            ratio = f"{speed / statistics.median(r['tokens_per_second'] for r in plain):.2f}" if plain else "–"
-            lines.append(
-                f"| {shape} | {variant} | {speed:,.0f} | {ratio} | {mfu} | {memory} | {expected} | "
-                f"{results[0]['wait_share']:.1%} | {results[0]['last_loss']:.3f} |"
-            )
-    print("\n".join(lines))
-    if options.out:
-        Path(options.out).write_text("\n".join(lines) + "\n")
+                    found.setdefault((shape, variant), []).append(result)
+                    lines = table(found)
+                    print(lines[-1], file=sys.stderr, flush=True)
+                    if options.out:  # after every run: the last one may be cut off
+                        Path(options.out).write_text("\n".join([about, "", *lines]) + "\n")
+    print("\n".join([about, "", *table(found)]))
+
+
+def table(found: dict[tuple[str, str], list[dict]]) -> list[str]:
+    """Markdown lines of what was measured so far, (shape, variant) → rounds; the latest pair last."""
+    lines = [
+        "| shape | variant | tokens/s and device | of plain | MFU | peak memory | expected | data wait | last loss |"
+    ]
+    lines.append("|---" * 9 + "|")
+    for (shape, variant), results in found.items():
+        speed = statistics.median(r["tokens_per_second"] for r in results)
+        mfu = f"{statistics.median(r['mfu'] for r in results):.1%}" if results[0]["mfu"] else "–"
+        memory = f"{results[0]['peak_memory'] / 2**30:.1f} GiB" if results[0]["peak_memory"] else "–"
+        expected = f"{results[0]['expected_gib']:.1f} GiB" if results[0].get("expected_gib") else "–"
+        plain = found.get((shape, "plain+whole_rows" if "whole_rows" in variant else "plain"))
+        ratio = f"{speed / statistics.median(r['tokens_per_second'] for r in plain):.2f}" if plain else "–"
+        lines.append(
+            f"| {shape} | {variant} | {speed:,.0f} | {ratio} | {mfu} | {memory} | {expected} | "
+            f"{results[0]['wait_share']:.1%} | {results[0]['last_loss']:.3f} |"
+        )
+    return lines
 
 
 if __name__ == "__main__":

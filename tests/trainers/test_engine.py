@@ -83,6 +83,32 @@ class Rank:
         engine.backward(next_token_loss(engine(batch), batch))
         return dtypes[0], {gradient.dtype for _, gradient in engine.gradients()}
 
+    def left(self, port):
+        """Per ZeRO stage and precision, bytes of tensors that are alive after a closed engine's step."""
+        import gc
+
+        from trainers import model, ranks
+        from trainers.batch import Rows, collate
+        from trainers.engine import Engine, EngineSettings
+        from trainers.model import ModelSettings, PackedLM
+        from trainers.pretrain import next_token_loss
+
+        group = ranks.join(0, 1, 0, "127.0.0.1", port, "cpu", 60)
+        found = {}
+        for stage, precision in ((0, "fp32"), (0, "bf16"), (1, "fp32"), (1, "bf16"), (2, "bf16"), (3, "bf16")):
+            lm = model.build(ModelSettings(**SHAPE.model_dump()), vocab_size=300, seq_len=64, seed=3, pad=0, eos=1)
+            engine = Engine(PackedLM(lm), EngineSettings(zero=stage, precision=precision), group, 4)
+            batch = collate(Rows(np.arange(64, dtype=np.int64)[None], [np.array([64])], None))
+            engine.begin(batch.target_count(), 1)
+            engine.backward(next_token_loss(engine(batch), batch))
+            engine.step(1e-3)
+            engine.close()
+            del lm, engine, batch
+            gc.collect()
+            tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor)]
+            found[stage, precision] = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+        return found
+
 
 @pytest.fixture(scope="module")
 def masked(packed_writer, tmp_path_factory):
@@ -193,3 +219,13 @@ def test_bf16_multiplies_in_bf16_and_keeps_float32_weights(local_ray, stage):
     ray.kill(worker)
     assert multiplied == torch.bfloat16
     assert gradients == {torch.float32}
+
+
+def test_a_closed_engine_leaves_no_model_behind(local_ray):
+    import ray
+
+    worker = ray.remote(Rank).options(num_cpus=0.1).remote()
+    left = ray.get(worker.left.remote(ray.get(worker.address.remote())), timeout=180)
+    ray.kill(worker)
+    model_bytes = 4 * SHAPE.parameters(300)
+    assert all(size < model_bytes / 20 for size in left.values()), (left, model_bytes)
