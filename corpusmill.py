@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Sequence
+from typing import Any
 
 # packages of the extra [train]: a corpus-only installation is told so; and what `feedback` can do, without loading it
 TRAIN = ("torch", "deepspeed", "transformers", "safetensors", "tensorboard", "scipy", "peft")
@@ -87,13 +88,16 @@ def _terminate(number: int, _: object) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from cluster.options import kube_options
+    from trainers.scaling.options import scaling_options
+
     parser = argparse.ArgumentParser(
         prog="corpusmill", description="From a raw web crawl to a trained, aligned language model."
     )
     verbs = parser.add_subparsers(metavar="COMMAND", title="commands")
 
-    def verb(name: str, call: object, summary: str) -> argparse.ArgumentParser:
-        made = verbs.add_parser(name, help=summary, description=summary)
+    def verb(name: str, call: object, summary: str, example: str = "") -> argparse.ArgumentParser:
+        made = verbs.add_parser(name, help=summary, description=summary, epilog=example and f"example: {example}")
         made.set_defaults(call=call)
         return made
 
@@ -114,6 +118,22 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--workers", help="processes (overrides the recipe): auto, a number, 0 for none")
     made.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
+    made = verb(
+        "extract", _extract, "the main text of a file, or of an archive's records, and what was decided about each",
+        "corpusmill extract crawl/00000.warc.gz --url https://example.org/ > page.txt",
+    )  # fmt: skip
+    made.add_argument(
+        "path", metavar="file", help="HTML, PDF, DOCX, ODT, EPUB, text, WARC, WET or ARC; local, s3:// or http(s)://"
+    )
+    made.add_argument("--url", help="of a page: where it comes from; of an archive: only the records of this URL")
+    made.add_argument(
+        "--type", dest="content_type", help="the Content-Type that a server stated: 'text/html; charset=gb2312'"
+    )
+    made.add_argument("--engine", choices=["corpusmill", "trafilatura", "resiliparse"], default="corpusmill")
+    made.add_argument(
+        "--json", action="store_true", dest="as_json", help="a line of JSON per document, with all that was decided"
+    )
+
     made = verb("why", _why, "what became of a document: the step and reason that removed it, or its packed row")
     made.add_argument("run", help="a run's folder")
     made.add_argument("document", help="URL, or doc_id in hexadecimal")
@@ -122,9 +142,10 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("run", help="a run's folder")
     made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments", required=True)
 
-    made = verb(
-        "compare", _compare, "two corpus runs: settings, counts and reasons that differ, documents of one alone"
-    )
+    made = verb("report", _report, "write a run's report.html anew", "corpusmill report runs/mine")
+    made.add_argument("run", help="a folder that `run` or `train` wrote")
+
+    made = verb("compare", _compare, "two corpus runs: settings, counts, reasons that differ, documents of one alone")
     made.add_argument("first", help="a run's folder")
     made.add_argument("second", help="another one's")
 
@@ -135,10 +156,32 @@ def _parser() -> argparse.ArgumentParser:
     recipe_options(made)
     made.add_argument("--out", required=True, help="the training run's folder")
 
-    made = verb("answers", _answers, "tokenise and pack judged answers (pairs, rankings, labels) for `train`")
+    made = verb(
+        "check", _check, "whether this machine, or the cluster of RAY_ADDRESS, can run recipes: packages, disk, Ray",
+        "corpusmill check --out s3://bucket/run",
+    )  # fmt: skip
     made.add_argument(
-        "files", nargs="+", help="JSONL (plain, gz, xz, zst) or Parquet: prompt with chosen and rejected, …"
+        "--out", default=".", help="folder that runs will be written to, local or s3://; default: this one"
     )
+
+    made = verb(
+        "submit", _submit, "execute a recipe as a job of a Ray cluster, with its log here and its exit code",
+        "corpusmill submit mine.yaml --address http://HEAD:8265 --out s3://bucket/run",
+    )  # fmt: skip
+    recipe_options(made)
+    made.add_argument("--address", required=True, help="the cluster's dashboard, http://HEAD:8265")
+    made.add_argument("--out", required=True, help="the run's folder: s3://, or an absolute path that all nodes share")
+    made.add_argument("--working-dir", help="uploaded, the job's current folder; default: this one, without runs/")
+
+    made = verb(
+        "kube", _kube, "print manifests for KubeRay: a RayJob with its cluster that executes a recipe",
+        "corpusmill kube mine.yaml --out s3://bucket/run --image registry/corpusmill | kubectl apply -f -",
+    )  # fmt: skip
+    recipe_options(made)
+    kube_options(made)
+
+    made = verb("answers", _answers, "tokenise and pack judged answers (pairs, rankings, labels) for `train`")
+    made.add_argument("files", nargs="+", help="JSONL (plain, gz, xz, zst) or Parquet: prompt, chosen, rejected, …")
     made.add_argument("--tokenizer", required=True, help="folder that AutoTokenizer opens; its chat template is used")
     made.add_argument("--out", required=True, help="folder of the data set, for `data:` of a training recipe")
     made.add_argument("--seq-len", type=int, default=2048, help="tokens per row; all answers of a prompt must fit")
@@ -160,11 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--out", help="write all documents seen to this Parquet file")
 
-    made = verb(
-        "evaluate",
-        _evaluate,
-        "a model on task files, MMLU to HumanEval: choices, cloze, word problems, programs in a cage",
-    )
+    made = verb("evaluate", _evaluate, "a model on task files (MMLU, GSM8K, HumanEval, …): choices, problems, programs")
     made.add_argument("model", help="a transformers folder, as `train` and `export` write it")
     made.add_argument("tasks", nargs="+", help="JSONL files (plain, gz, xz, zst), or folders with train and test")
     made.add_argument("--shots", type=int, default=0, help="worked examples of the task before each item")
@@ -190,46 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--set", action="append", default=[], metavar="FIELD=VALUE", dest="assignments", required=True)
 
     made = verb("scale", _scale, "scaling laws: fit a table of runs, plan a run, or measure a law by small runs")
-    made.formatter_class = argparse.RawDescriptionHelpFormatter
-    made.epilog = """\
-corpusmill scale fit runs.csv --out law.json          the law of your runs, and what they leave open
-corpusmill scale plan law.json --flops 1e21           the best size and length for a budget
-corpusmill scale fit runs.csv --where 'parameters<1e9' --tied --out small.json
-corpusmill scale compare small.json runs.csv          what small runs say of large ones, against their losses
-corpusmill scale repeated runs.csv --law c4           the worth of repeated tokens
-corpusmill scale emergence tasks.csv models.csv --out page.html"""
-    made.add_argument(
-        "action",
-        choices=["fit", "isoflop", "kaplan", "repeated", "plan", "compare", "sweep", "shape", "emergence"],
-        help="fit L(N, D); isoflop: best N per compute; kaplan: laws of one variable; repeated: law of repeated data; "
-        "plan, compare: by a fitted law; sweep, shape: train small models; emergence: sudden rises of tasks",
-    )
-    made.add_argument(
-        "file",
-        help="CSV, JSONL or Parquet of runs; plan, compare: what fit wrote, or c4 (published); sweep, shape: a recipe; "
-        "emergence: or a folder of training runs",
-    )
-    made.add_argument("runs", nargs="?", help="compare: a table of runs; emergence: a table to join, with the scale")
-    made.add_argument("--out", help="write the answer here (JSON); sweep, shape: folder of the runs; emergence: a page")
-    made.add_argument(
-        "--where", action="append", default=[], metavar="COLUMN=VALUE",
-        help="only these runs of a table; also !=, <, <=, >, >= (in quotes)",
-    )  # fmt: skip
-    made.add_argument(
-        "--column", action="append", default=[], metavar="KEY=NAME",
-        help="which column holds parameters, tokens, flops, loss, unique_tokens or epochs, if its name does not tell",
-    )  # fmt: skip
-    made.add_argument("--drop-worst", type=int, default=0, help="fit: leave out so many runs with the highest loss")
-    made.add_argument("--tied", action="store_true", help="fit: alpha = beta, which few runs determine better")
-    made.add_argument("--method", default="akima", help="isoflop: akima or parabola through each curve")
-    made.add_argument("--law", help="repeated: the law for single epochs, as fit wrote it, or c4; else fitted as well")
-    made.add_argument("--scale", metavar="COLUMN", help="emergence: the scale axis; default flops")
-    made.add_argument("--task", action="append", default=[], metavar="COLUMN", help="emergence: only this task")
-    made.add_argument("--flops", type=float, help="plan: the best size and length for this compute")
-    made.add_argument("--parameters", type=float, help="plan: with --tokens, the loss of such a run")
-    made.add_argument("--tokens", type=float)
-    made.add_argument("--unique-tokens", type=float, help="plan: how many tokens there are, if they are repeated")
-    made.add_argument("--set", action="append", default=[], metavar="PATH=VALUE", dest="assignments")
+    scaling_options(made)
 
     made = verb("feedback", _feedback, "judge, choose among or synthesise answers, and loops that learn from them")
     made.add_argument("action", choices=FEEDBACK)
@@ -250,20 +250,10 @@ def _plan(options: argparse.Namespace) -> int:
 
         print("\n".join(training.told(options.recipe, command, options.assignments)))
         return 0
-    from cluster import storage
     from pipeline import recipe
-    from pipeline.plan import plan
+    from pipeline.plan import told
 
-    stages = plan(recipe.load(options.recipe, options.assignments), options.out)
-    for stage in stages:
-        done = ""
-        if options.out:
-            path = storage.join(storage.absolute(options.out), "stages", stage.folder, "stage.json")
-            done = "  finished" if storage.exists(path) else "  to do"
-        print(f"stage {stage.number}  {stage.fingerprint[:12]}  {stage.takes} → {stage.gives}{done}")
-        for step in stage.all_steps:
-            changed = step.model_dump(exclude_defaults=True)
-            print(f"    {step.step_name()}" + (f"  {changed}" if changed else ""))
+    print("\n".join(told(recipe.load(options.recipe, options.assignments), options.out)))
     return 0
 
 
@@ -284,6 +274,12 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
+def _extract(options: argparse.Namespace) -> int:
+    from pipeline.extract.command import extract_file
+
+    return 0 if extract_file(**_given(options)) else 1
+
+
 def _why(options: argparse.Namespace) -> int:
     from pipeline.why import why
 
@@ -302,12 +298,23 @@ def _whatif(options: argparse.Namespace) -> int:
 def _compare(options: argparse.Namespace) -> int:
     from pipeline.compare import compare
 
-    for line in compare(options.first, options.second):
-        print(line)
+    print("\n".join(compare(options.first, options.second)))
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from cluster import storage
+    from pipeline import html
+    from trainers import chain
+
+    run = storage.absolute(options.run)
+    side = html if storage.exists(storage.join(run, "run.json")) else chain
+    print(f"report     {side.rewrite_report(run)}")
     return 0
 
 
 def _steps(options: argparse.Namespace) -> int:
+    from cluster.settings import told as settings_told
     from pipeline import recipe
     from trainers import plan as training
 
@@ -323,21 +330,8 @@ def _steps(options: argparse.Namespace) -> int:
         step = recipe.step_class(options.name, "steps", training.PARTS)
         print(f"{options.name}: {step.takes} → {step.gives}\n\n{(step.__doc__ or '').strip()}\n")
         fields = step.model_fields
-    for name, field in fields.items():
-        default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
-        choices = [str(one) for one in _choices(field.annotation)]
-        names = "" if all(one in (field.description or "") for one in choices) else f" ({', '.join(choices)})"
-        print(f"  {field.alias or name:<22} {default:<16} {field.description or ''}{names}")
+    print("\n".join(settings_told(fields)))
     return 0
-
-
-def _choices(kind: object) -> list[object]:
-    """The values that a setting's type names, those of a union included."""
-    from typing import Literal, get_args, get_origin
-
-    if get_origin(kind) is Literal:
-        return list(get_args(kind))
-    return [one for part in get_args(kind) if get_origin(part) is not dict for one in _choices(part)]
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -365,17 +359,55 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
+def _check(options: argparse.Namespace) -> int:
+    from cluster.preflight import findings
+    from pipeline.kernels.proof import proof
+
+    wrong = 0
+    for finding in findings(options.out, {"kernels": proof}):
+        print(finding, flush=True)
+        wrong += finding.level == "wrong"
+    return 1 if wrong else 0
+
+
+def _submit(options: argparse.Namespace) -> int:
+    from cluster.submit import submit
+
+    _refuse(options.recipe, options.assignments)
+    return submit(**_given(options))
+
+
+def _kube(options: argparse.Namespace) -> int:
+    from cluster.kuberay import manifests
+
+    _refuse(options.recipe, options.assignments)
+    print(manifests(**_given(options)), end="")
+    return 0
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The options of a verb as arguments of its function."""
+    return {name: value for name, value in vars(options).items() if name != "call"}
+
+
+def _refuse(path: str, assignments: Sequence[str]) -> None:
+    """Refuse a recipe for elsewhere whose settings are wrong; whether its input is there, only the nodes can tell."""
+    from cluster.settings import command_for, read_yaml
+    from pipeline import recipe
+    from trainers import chain
+    from trainers.recipe import load_recipe
+
+    if (verb := command_for(read_yaml(path))) in ("run", "train"):
+        (recipe.load if verb == "run" else chain.load_chain if chain.is_chain(path) else load_recipe)(path, assignments)
+
+
 def _answers(options: argparse.Namespace) -> int:
     from trainers.answers import write_answers
 
     about = write_answers(
-        options.files,
-        options.tokenizer,
-        options.out,
-        seq_len=options.seq_len,
-        validation=options.validation,
+        options.files, options.tokenizer, options.out, seq_len=options.seq_len, validation=options.validation,
         seed=options.seed,
-    )
+    )  # fmt: skip
     if options.reference:
         from trainers.preference import write_reference
 
@@ -398,8 +430,7 @@ def _seen(options: argparse.Namespace) -> int:
     from pipeline.pack import lineage
     from trainers.lineage import readings
 
-    for line in lineage.told(readings(options.checkpoint), options.document, options.out):
-        print(line)
+    print("\n".join(lineage.told(readings(options.checkpoint), options.document, options.out)))
     return 0
 
 
@@ -428,30 +459,19 @@ def _export(options: argparse.Namespace) -> int:
 
 
 def _grow(options: argparse.Namespace) -> int:
-    from typing import Any
-
-    from cluster.settings import assign, make
+    from cluster.settings import assigned
     from trainers.scaling.growth import Growth, grow_folder
 
-    raw: dict[str, Any] = {}
-    for assignment in options.assignments:
-        assign(raw, assignment)
-    grow_folder(options.source, options.target, make(Growth, raw, "grow"))
+    grow_folder(options.source, options.target, assigned(Growth, options.assignments, "grow"))
     print(f"model      {options.target}")
     return 0
 
 
 def _prune(options: argparse.Namespace) -> int:
-    from typing import Any
-
-    from cluster.settings import assign, make
+    from cluster.settings import assigned
     from trainers.prune.command import Prune, prune
 
-    raw: dict[str, Any] = {}
-    for assignment in options.assignments:
-        assign(raw, assignment)
-    for line in prune(options.source, options.target, make(Prune, raw, "prune")):
-        print(line)
+    print("\n".join(prune(options.source, options.target, assigned(Prune, options.assignments, "prune"))))
     return 0
 
 

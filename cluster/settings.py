@@ -6,11 +6,12 @@ name; `--set path.to.field=value` changes a field in the raw mapping before the 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from cluster.errors import RecipeError, nearest
 
@@ -56,6 +57,24 @@ def _is_type(part: str | int) -> bool:
         part.startswith(("constrained-", "literal[", "list[", "dict[", "tuple["))
         or part in ("int", "str", "float", "bool")
     )
+
+
+def told(fields: Mapping[str, FieldInfo]) -> list[str]:
+    """A line per setting of a class's `model_fields`: name, default, meaning, and the values that it can have."""
+    lines = []
+    for name, field in fields.items():
+        default = "required" if field.is_required() else repr(field.get_default(call_default_factory=True))
+        choices = [str(one) for one in _choices(field.annotation)]
+        names = "" if all(one in (field.description or "") for one in choices) else f" ({', '.join(choices)})"
+        lines.append(f"  {field.alias or name:<22} {default:<16} {field.description or ''}{names}")
+    return lines
+
+
+def _choices(kind: object) -> list[object]:
+    """The values that a setting's type names, those of a union included."""
+    if get_origin(kind) is Literal:
+        return list(get_args(kind))
+    return [one for part in get_args(kind) if get_origin(part) is not dict for one in _choices(part)]
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -130,6 +149,14 @@ def assign(raw: dict[str, Any], assignment: str) -> None:
                 step_list[index] = {name: settings}
             return
     _assign_in(raw, path.split("."), value, assignment)
+
+
+def assigned(cls: type[S], assignments: Sequence[str], where: str) -> S:
+    """`cls` from `field=value` assignments alone. Raises RecipeError."""
+    raw: dict[str, Any] = {}
+    for assignment in assignments:
+        assign(raw, assignment)
+    return make(cls, raw, where)
 
 
 def _step_name(entry: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,6 +23,13 @@ table { width: 100% } td.bar { width: 34%; min-width: 7em; padding-right: 0; whi
 def write_report(out: str, record: dict[str, Any], outputs: dict[str, str]) -> None:
     """OUT/report.html from the run's record and its published ledger and documents."""
     storage.write_bytes(storage.join(out, "report.html"), page(record, outputs).encode())
+
+
+def rewrite_report(run: str) -> str:
+    """Write OUT/report.html anew from what a run's folder holds, wherever it was moved to. Its path."""
+    record = json.loads(storage.read_bytes(storage.join(run, "run.json")))
+    write_report(run, record, {name: storage.join(run, name) for name in record["outputs"]})
+    return storage.join(run, "report.html")
 
 
 def page(record: dict[str, Any], outputs: dict[str, str]) -> str:

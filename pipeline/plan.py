@@ -94,6 +94,21 @@ def plan(recipe: Recipe, out: str | None = None) -> list[Stage]:
     return stages
 
 
+def told(recipe: Recipe, out: str | None = None) -> list[str]:
+    """Lines of `corpusmill plan`: the stages and their steps; with `out`, which stages are finished there."""
+    lines = []
+    for stage in plan(recipe, out):
+        done = ""
+        if out:
+            path = storage.join(storage.absolute(out), "stages", stage.folder, "stage.json")
+            done = "  finished" if storage.exists(path) else "  to do"
+        lines.append(f"stage {stage.number}  {stage.fingerprint[:12]}  {stage.takes} → {stage.gives}{done}")
+        for step in stage.all_steps:
+            changed = step.model_dump(exclude_defaults=True)
+            lines.append(f"    {step.step_name()}" + (f"  {changed}" if changed else ""))
+    return lines
+
+
 def _reads_itself(source: Step, out: str) -> list[str]:
     """Why the same command would have other input the second time: what the run has written."""
     given = getattr(source, "path", ())

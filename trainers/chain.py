@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cluster import storage
-from cluster.errors import RecipeError, nearest
+from cluster.errors import DataError, RecipeError, nearest
 from cluster.page import document, table
 from cluster.settings import assign, read_yaml
+from trainers.page import write_page
 from trainers.recipe import TrainRecipe, from_mapping
 
 if TYPE_CHECKING:
@@ -105,6 +106,20 @@ def _rows(stages: Mapping[str, TrainRecipe], out: str) -> Iterator[tuple[str, st
                 part = max(1, len(values) // 10)
                 first, last = (sum(some) / len(some) for some in (values[:part], values[-part:]))
                 yield name, recipe.trainer, steps, figure, first, last
+
+
+def rewrite_report(out: str) -> str:
+    """Write OUT/report.html of a training run, or of `stages:` that are done, anew from its metrics. Its path."""
+    path, told = Path(out, "report.html"), Path(out, "report.md")
+    if told.is_file() and (found := re.search(r"```json\n(.*?)\n```", told.read_text("utf-8"), re.DOTALL)):
+        stages = {name: from_mapping(given, f"{told}: {name}") for name, given in json.loads(found[1]).items()}
+        for name in stages:
+            write_page(str(Path(out, name)))
+        path.write_text(page(stages, out), encoding="utf-8")
+        return str(path)
+    if not Path(out, "metrics.jsonl").is_file():
+        raise DataError(f"{out}: neither run.json nor metrics.jsonl there; give a folder that `run` or `train` wrote")
+    return write_page(out)
 
 
 def report(stages: Mapping[str, TrainRecipe], out: str) -> str:

@@ -121,6 +121,12 @@ def records(source: pa.NativeFile, *, max_bytes: int, skip: Collection[str] = DE
         seen += raw.number >= 0
 
 
+def is_archive(source: pa.NativeFile) -> bool:
+    """Whether a file is a WARC, WET or ARC file, packed or not, by its first record."""
+    first = next(filter(None, _plain(source)), b"")
+    return bool(_RECORD_START.match(first))
+
+
 def _ends_within(source: pa.NativeFile, place: int) -> bool:
     """Whether a gzip member at or behind `place` is damaged: at a broken member's header fastwarc may simply end."""
     source.seek(place)

@@ -132,6 +132,20 @@ def _by_resiliparse(text: str, codec: str) -> ExtractedPage:
     return ExtractedPage(main.strip(), (tree.title or "").strip() or None, _language(language), None, codec)
 
 
+def extract_any(
+    payload: bytes, content_type: str | None, *, url: str | None = None, engine: Engine = "corpusmill"
+) -> tuple[ExtractedPage, str | None, str | None]:
+    """(page, reason, error) of a file of any media type that is read; reason and error where it cannot be."""
+    media = (content_type or "").partition(";")[0].strip().lower()
+    charset = charset_of(content_type)
+    if media in office.TYPES:
+        return _by_office(payload, office.TYPES[media])
+    if media == "text/plain":
+        text, codec = decode(payload, charset)
+        return ExtractedPage(text.strip("\r\n"), encoding=codec), None, None
+    return extract(payload, url=url, encoding=charset, engine=engine), None, None
+
+
 def _by_office(data: bytes, kind: str) -> tuple[ExtractedPage, str | None, str | None]:
     """(page, reason, error) of a PDF, DOCX, ODT or EPUB file."""
     try:
@@ -171,14 +185,7 @@ class MainContent(Transform):
         errors: dict[int, str] = {}
         given = (docs.column(name).to_pylist() for name in ("payload", "content_type", "url"))
         for payload, content_type, url in zip(*given, strict=True):
-            media = (content_type or "").partition(";")[0].strip().lower()
-            reason, error = None, None
-            if media in office.TYPES:
-                page, reason, error = _by_office(payload or b"", office.TYPES[media])
-            elif media == "text/plain":
-                page = ExtractedPage(decode(payload or b"", charset_of(content_type))[0].strip("\r\n"))
-            else:
-                page = extract(payload or b"", url=url, encoding=charset_of(content_type), engine=self.engine)
+            page, reason, error = extract_any(payload or b"", content_type, url=url, engine=self.engine)
             for name in columns:
                 columns[name].append(getattr(page, name))
             reasons.append(reason or (None if len(page.text.strip()) >= self.min_characters else "no_text"))

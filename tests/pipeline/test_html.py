@@ -6,6 +6,7 @@ import json
 from html.parser import HTMLParser
 from pathlib import Path
 
+import corpusmill
 from pipeline.progress import Console
 from pipeline.recipe import from_mapping
 from pipeline.run import run
@@ -41,6 +42,18 @@ def test_crawled_text_is_text_and_nothing_else(tmp_path: Path) -> None:
     page = report(tmp_path)
     assert not page.seen & {"script", "img", "b"}
     assert EVIL in page.text
+
+
+def test_the_report_is_written_anew_wherever_the_run_was_moved_to(tmp_path: Path, capsys) -> None:
+    report(tmp_path)
+    moved = (tmp_path / "out").rename(tmp_path / "moved")
+    before = (moved / "report.html").read_text("utf-8")
+    (moved / "report.html").unlink()
+    assert corpusmill.main(["report", str(moved)]) == 0
+    assert capsys.readouterr().out == f"report     {moved}/report.html\n"
+    assert (moved / "report.html").read_text("utf-8") == before.replace(f"{tmp_path}/out/", f"{moved}/")
+    assert corpusmill.main(["report", str(tmp_path)]) == 1
+    assert "neither run.json nor metrics.jsonl there" in capsys.readouterr().err
 
 
 def test_the_report_tells_shares_and_epochs_of_a_mixture(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import corpusmill
 from cluster.errors import RecipeError
 from trainers.chain import stages_of, train_chain
 
@@ -42,6 +43,9 @@ def test_rlhf_runs_as_one_recipe_and_a_finished_stage_is_not_run_again(recipe, p
     links = re.findall(r'href="([^"]+)"', shown)
     assert set(links) == {f"{name}/report.html" for name in stages}
     assert all(Path(out, link).is_file() for link in links)
+    Path(out, "report.html").unlink()
+    assert corpusmill.main(["report", out]) == 0
+    assert Path(out, "report.html").read_text() == shown
     again = train_chain(stages, out, crew=crew)
     assert [report.steps_done for report in again.values()] == [0, 0, 0]
     assert Path(out, "report.md").read_text() == page
