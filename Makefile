@@ -16,7 +16,7 @@ setup: $(VENV)/.ready
 $(VENV)/.ready: pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet $(if $(TORCH_INDEX_URL),--index-url $(TORCH_INDEX_URL)) "$(TORCH)"
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,s3,dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[train,s3,cluster,dev]'
 	touch $@
 
 demo: setup
