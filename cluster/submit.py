@@ -52,13 +52,7 @@ def submit(
     command[2] = name
     logging.disable(logging.INFO)  # Ray's client tells of uploads and connections
     client = _client(address)
-    try:
-        job = client.submit_job(
-            entrypoint=shlex.join(command),
-            runtime_env={"working_dir": folder, "excludes": [f"{one}/" for one in _LEFT_OUT]},
-        )
-    except Exception as error:
-        raise RunError(f"{address} did not take the job (working dir {folder}): {_line(error)}") from error
+    job = _taken(client, address, shlex.join(command), folder)
     print(f"job {job} at {address}: {shlex.join(command)}", file=sys.stderr, flush=True)
     try:
         return _followed(client, job, address)
@@ -69,6 +63,22 @@ def submit(
             file=sys.stderr,
         )
         return 130
+
+
+def _taken(client: Any, address: str, command: str, folder: str) -> str:
+    """The job's name; a cluster whose agents are still starting is asked again."""
+    deadline = time.monotonic() + _UNREACHABLE_S
+    while True:
+        try:
+            made: str = client.submit_job(
+                entrypoint=command,
+                runtime_env={"working_dir": folder, "excludes": [f"{one}/" for one in _LEFT_OUT]},
+            )
+            return made
+        except Exception as error:
+            if "try again later" not in str(error) or time.monotonic() > deadline:
+                raise RunError(f"{address} did not take the job (working dir {folder}): {_line(error)}") from error
+        time.sleep(_POLL_S)
 
 
 def _inside(recipe: Path, working_dir: str | None) -> tuple[str, str]:

@@ -35,8 +35,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dic
     bin_folder = tmp_path_factory.mktemp("bin")
     (bin_folder / "corpusmill").write_text(f'#!/bin/sh\nexec {sys.executable} -m corpusmill "$@"\n')
     (bin_folder / "corpusmill").chmod(0o755)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+    with socket.create_server(("127.0.0.1", 0)) as server, socket.create_server(("127.0.0.1", 0)) as other:
+        port, agent_port = server.getsockname()[1], other.getsockname()[1]
     mine = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "PYTHONPATH": str(ROOT)}
     mine["PATH"] = f"{bin_folder}:{os.environ['PATH']}"
     environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"} | mine
@@ -46,6 +46,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, dic
         "--head",
         "--block",
         f"--dashboard-port={port}",
+        f"--dashboard-agent-listen-port={agent_port}",  # the usual one is that of any other Ray on this machine
         "--port=0",
         "--num-cpus=2",
         f"--temp-dir={files}",
